@@ -87,7 +87,7 @@ class ShardWriter:
         descriptor = os.open(folder, os.O_RDONLY)
         self._lock, self._open = ExitStack(), ExitStack()
         self._lock.callback(os.close, descriptor)
-        _be_alone(descriptor, folder, self._lock.close)
+        be_alone(descriptor, folder, self._lock.close)
 
     def begin(self, first: int, layout: Vectors) -> None:
         """Open a shard whose first text is line `first`; `layout` has all but the numbers."""
@@ -130,7 +130,7 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Give the shard its name, and an entry in `files`."""
-        size = _to_disk(self._file)
+        size = to_disk(self._file)
         self._open.close()
         os.replace(_temporary(self._path), self._path)
         sync_folder(self._folder)
@@ -166,7 +166,7 @@ class NpyWriter:
 
     def finish(self) -> None:
         """Count the rows in."""
-        _to_disk(self._file)
+        to_disk(self._file)
         self._count(self._first + self._texts)
 
     def close(self) -> None:
@@ -180,7 +180,7 @@ class NpyWriter:
         self._file.seek(0)
         self._file.write(b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little"))
         self._file.write(repr(header).ljust(length - 1).encode() + b"\n")
-        self.files[0] |= {"texts": texts, "bytes": _to_disk(self._file)}
+        self.files[0] |= {"texts": texts, "bytes": to_disk(self._file)}
 
 
 class JsonWriter:
@@ -207,7 +207,7 @@ class JsonWriter:
         """Write the lines in order."""
         for line in self._lines:
             self._file.write(line.encode())
-        size = _to_disk(self._file)
+        size = to_disk(self._file)
         self.files[0] |= {"texts": self._first + len(self._lines), "bytes": size}
 
     def close(self) -> None:
@@ -253,13 +253,13 @@ def _open_at(path: Path, files: list[dict[str, Any]]) -> BufferedRandom:
         path.touch()
     _check_size(path, files[0]["bytes"], exact=False)
     file = path.open("r+b")
-    _be_alone(file.fileno(), path, file.close)
+    be_alone(file.fileno(), path, file.close)
     file.truncate(files[0]["bytes"])
     file.seek(0, os.SEEK_END)
     return file
 
 
-def _be_alone(descriptor: int, path: Path, close: Callable[[], None]) -> None:
+def be_alone(descriptor: int, path: Path, close: Callable[[], None]) -> None:
     """An OSError while another process writes here; two would tear each other's files."""
     if fcntl is not None:
         try:
@@ -281,7 +281,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def _to_disk(file: BufferedRandom | BufferedWriter) -> int:
+def to_disk(file: BufferedRandom | BufferedWriter) -> int:
     """Wait until all is on the disk; gives the size."""
     file.flush()
     os.fsync(file.fileno())
@@ -292,7 +292,7 @@ def replace(path: Path, content: str) -> None:
     """Write a small file so that at any moment it is the old one or the new one."""
     with _temporary(path).open("wb") as file:
         file.write(content.encode())
-        _to_disk(file)
+        to_disk(file)
     os.replace(_temporary(path), path)
     sync_folder(path.parent)
 

@@ -47,6 +47,9 @@ BUDGETS = {
     "parity": 300,
     "mistakes": 230,
     "verify": 220,
+    "plan": 100,
+    "journal": 140,
+    "training": 270,
     "options": 250,
     "cli": 250,
 }
