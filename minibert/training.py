@@ -4,7 +4,7 @@ A step is a list of micro-batches, whose gradients are summed; `torchrun` deals 
 processes. All that a step depends on follows from its number, the seed and the weights: the source
 of batches can begin at any step, and the dropout of micro-batch m of step n is drawn from (seed, n,
 m). So a run that was killed goes on as if it had not been, and the number of processes changes
-nothing but rounding. Read next: options.py.
+nothing but rounding. Read next: examples.py.
 """
 
 import hashlib

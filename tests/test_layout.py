@@ -54,6 +54,9 @@ BUDGETS = {
     "plan": 100,
     "journal": 140,
     "training": 270,
+    "examples": 290,
+    "features": 200,
+    "finetuning": 160,
     "options": 250,
     "cli": 250,
 }
