@@ -7,6 +7,9 @@
     python scripts/benchmark.py extract DATA     vectors of --lines lines of corpus.txt in two
                                                  threads, against sentence-transformers (to be
                                                  installed beside), transformers and F.linear
+    python scripts/benchmark.py finetune DATA    minilm on DATA/supersense.{train,dev}.tsv, against
+                                                 transformers' model in a plain loop; compares
+                                                 --compare losses, accuracy or speed
 
 Ours and theirs are measured in turn, and the medians are given.
 """
@@ -31,6 +34,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true" if "extract" in sys.argv else "fal
 os.environ["RAYON_NUM_THREADS"] = "2" if "extract" in sys.argv else "1"
 
 import torch
+from benchmark_training import benchmark_finetune
 from safetensors.torch import save_file
 
 from minibert.batches import BATCH_TOKENS, mixed_states
@@ -412,10 +416,11 @@ def measure_one(
 def main() -> None:
     """Run the benchmark that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["load", "capture", "tokenizer", "extract"])
+    parser.add_argument("what", choices=["load", "capture", "tokenizer", "extract", "finetune"])
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--lines", type=int, default=3000)
+    parser.add_argument("--compare", choices=["losses", "accuracy", "speed"], default="speed")
     options = parser.parse_args()
     if options.what == "load":
         benchmark_load(options.runs)
@@ -425,6 +430,8 @@ def main() -> None:
         parser.error(f"{options.what} is measured on DATA")
     elif options.what == "extract":
         benchmark_extract(options.data, options.lines, options.runs)
+    elif options.what == "finetune":
+        benchmark_finetune(options.data, options.compare, options.runs)
     else:
         benchmark_tokenizer(options.data, options.runs)
 

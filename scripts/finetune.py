@@ -175,7 +175,8 @@ def finetune(options: argparse.Namespace, rank: int, world: int) -> None:
     """Train, evaluate and save."""
     torch.manual_seed(options.seed)  # of the new head
     bert = load(options.model, device=options.device)
-    options.max_length = min(options.max_length, bert.config.max_position_embeddings)
+    asked = options.max_length or (384 if options.task == "answer" else 128)
+    options.max_length = min(asked, bert.config.max_position_embeddings)
     lesson = TASKS[options.task](bert, options)
     model = BertWithHead(lesson.bert.model, lesson.bert.head)
     # A step has the same micro-batches however many processes share them, if it has enough.
@@ -285,8 +286,8 @@ def parse() -> argparse.Namespace:
     add("--learning-rate", type=float, default=5e-5)
     add("--warmup", type=float, default=0.1, help="share of the steps (default: 0.1)")
     add("--weight-decay", type=float, default=0.01)
-    add("--max-length", type=int, default=128, help="tokens of a text or window (default: 128)")
-    add("--stride", type=int, default=64, help="tokens that windows of a context share")
+    add("--max-length", type=int, help="tokens of a text or window (default: 128; answer: 384)")
+    add("--stride", type=int, default=128, help="tokens that windows of a context share")
     add("--seed", type=int, default=0)
     add("--bfloat16", action="store_true", help="compute in bfloat16 where torch thinks it safe")
     add("--evaluate-every", type=int, default=0, help="steps (default: once an epoch)")
