@@ -1,7 +1,7 @@
 """Fine-tuning: batches of similar lengths, the loss of one, and what a tuned model predicts.
 
 Texts of similar lengths go together, so that little is padded; which ones do is drawn anew for each
-epoch. Follows [D18] section 4 and appendix A.3. Read next: options.py.
+epoch. Follows [D18] section 4 and appendix A.3. Read next: lamb.py.
 """
 
 import random

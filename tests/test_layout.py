@@ -57,6 +57,7 @@ BUDGETS = {
     "examples": 290,
     "features": 200,
     "finetuning": 160,
+    "lamb": 100,
     "options": 250,
     "cli": 250,
 }
@@ -65,6 +66,7 @@ BASES = {
     "nn.Module",
     "NamedTuple",
     "Exception",
+    "Optimizer",
     "dict[str, Tensor]",
     "dict[int, str]",
     "dict[str, tuple[int, ...]]",
