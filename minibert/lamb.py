@@ -1,7 +1,7 @@
 """LAMB: Adam for large batches, with a step in proportion to the weights of each tensor.
 
 With it BERT was pre-trained in batches of 32,768 in 76 minutes ([Y19], arXiv 1904.00962). Read
-next: options.py.
+next: vocabulary_training.py.
 """
 
 from collections.abc import Callable, Iterable

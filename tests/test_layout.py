@@ -58,6 +58,7 @@ BUDGETS = {
     "features": 200,
     "finetuning": 160,
     "lamb": 100,
+    "vocabulary_training": 180,
     "options": 250,
     "cli": 250,
 }
