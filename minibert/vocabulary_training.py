@@ -6,7 +6,7 @@ library, and this is its rule: begin with the characters, and again and again ma
 two that stand side by side most often (Sennrich et al. 2016, arXiv 1508.07909). It is written out
 here, since that library numbers the characters inside words by chance: with tokenizers 0.23.3 the
 same texts gave other ids each time, and where pairs come equally often other pieces, too. Here the
-same texts give the same vocabulary, on every machine. Read next: options.py.
+same texts give the same vocabulary, on every machine. Read next: instances.py.
 """
 
 import json

@@ -59,6 +59,7 @@ BUDGETS = {
     "finetuning": 160,
     "lamb": 100,
     "vocabulary_training": 180,
+    "instances": 250,
     "options": 250,
     "cli": 250,
 }
