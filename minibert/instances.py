@@ -3,7 +3,7 @@
 A document is a list of sentences, and a sentence a list of ids. `InstanceMaker` does with documents
 what Google's create_pretraining_data.py does, draw for draw: the same seed gives the same instances
 ([D18] appendix A.2 and A.1). It never holds more than a block of documents: the blocks come one by
-one from `blocks`, the documents from `read_documents`. Read next: options.py.
+one from `blocks`, the documents from `read_documents`. Read next: instance_files.py.
 """
 
 import math

@@ -60,6 +60,7 @@ BUDGETS = {
     "lamb": 100,
     "vocabulary_training": 180,
     "instances": 250,
+    "instance_files": 260,
     "options": 250,
     "cli": 250,
 }
