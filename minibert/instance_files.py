@@ -12,7 +12,7 @@ each block of documents, in random order. A file of n instances has these tensor
     labels           I32           and which piece it was
     is_random        U8 (n)        1 if the second text is from elsewhere
 
-Read next: options.py.
+Read next: pretraining.py.
 """
 
 import dataclasses

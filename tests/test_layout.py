@@ -61,6 +61,7 @@ BUDGETS = {
     "vocabulary_training": 180,
     "instances": 250,
     "instance_files": 260,
+    "pretraining": 250,
     "options": 250,
     "cli": 250,
 }
