@@ -24,7 +24,7 @@ class Lamb(Optimizer):
 
     |w| is the norm of the whole tensor; the ratio is 1 where one of the norms is 0, and in a group
     with adapts=False. How Google's code departs from the paper: it leaves out the two corrections
-    by 1 - b^t, google-research/albert@6ca4dfd lamb_optimizer.py:64-121; here they are made.
+    by 1 - b^t, google-research/albert@6ca4dfd lamb_optimizer.py:67-122; here they are made.
 
     Args:
         groups: of parameters, each with its weight_decay and adapts.
@@ -74,7 +74,7 @@ class Lamb(Optimizer):
 def lamb(model: nn.Module, weight_decay: float = 0.01) -> Lamb:
     """LAMB as BERT uses it: biases and LayerNorms are not decayed, nor is their step adapted.
 
-    Not in the paper: which ones. Source: google-research/albert@6ca4dfd lamb_optimizer.py:50-56.
+    Not in the paper: which ones. Source: google-research/albert@6ca4dfd lamb_optimizer.py:59-65.
     """
     decayed, others = decay_groups(model)
     return Lamb(

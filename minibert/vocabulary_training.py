@@ -1,12 +1,12 @@
 """A vocabulary for texts of one's own: counts of words in, pieces out.
 
-How BERT's own vocabularies were made was never released: the README of google-research/bert@eedf571
-says only that it was a variant of [W16]. What others use since is the trainer of the `tokenizers`
-library, and this is its rule: begin with the characters, and again and again make one piece of the
-two that stand side by side most often (Sennrich et al. 2016, arXiv 1508.07909). It is written out
-here, since that library numbers the characters inside words by chance: with tokenizers 0.23.3 the
-same texts gave other ids each time, and where pairs come equally often other pieces, too. Here the
-same texts give the same vocabulary, on every machine. Read next: instances.py.
+What made BERT's own vocabularies was never released: it hung on internal libraries, says the README
+of google-research/bert@eedf571, "Learning a new WordPiece vocabulary". What others use since is the
+trainer of the `tokenizers` library, and this is its rule: begin with the characters, and again and
+again make one piece of the two that stand side by side most often (Sennrich et al. 2016, arXiv
+1508.07909). It is written out here, since that library numbers the characters inside words by
+chance: with tokenizers 0.23.3 the same texts gave other ids each time, and where pairs come equally
+often other pieces, too. Here the same texts give the same vocabulary. Read next: instances.py.
 """
 
 import json
