@@ -1,5 +1,6 @@
 """The programs in scripts/ that no other test runs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,30 @@ def test_senses(tmp_path: Path, folder: Path) -> None:
     accuracy = {line[:31].strip(): float(line[31:].split("%")[0]) for line in lines[1:]}
     assert accuracy["state 0"] <= 60  # before any layer the word is the same
     assert accuracy["state 1"] >= 90
+
+
+@pytest.mark.usefixtures("minilm_folder")
+def test_the_walkthrough_agrees_at_every_step() -> None:
+    script = ROOT / "scripts" / "walkthrough.py"
+    command = [sys.executable, str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = re.findall(r"^(\d+)\. ", result.stdout, re.MULTILINE)
+    assert steps == [str(number) for number in range(1, 12)]
+    assert result.stdout.count("as minibert, ") == 18
+    cells = re.split(r"^# %%(.*)$", script.read_text(), flags=re.MULTILINE)
+    assert cells[0] == ""
+    assert set(cells[1::2]) == {"", " [markdown]"}
+
+
+@pytest.mark.usefixtures("minilm_folder")
+def test_the_walkthrough_stops_where_the_library_is_wrong() -> None:
+    code = f"""
+import runpy
+import torch
+torch.nn.GELU.forward = lambda self, x: torch.nn.functional.gelu(x, approximate="tanh")
+runpy.run_path({str(ROOT / "scripts" / "walkthrough.py")!r})
+"""
+    result = run_python(code)
+    assert result.returncode == 1
+    assert re.fullmatch(r"state 1: differs by [\d.]+e-04, more than 1e-12\n", result.stderr)
