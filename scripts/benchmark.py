@@ -34,13 +34,14 @@ import torch
 from safetensors.torch import save_file
 
 from minibert.batches import BATCH_TOKENS, mixed_states
-from minibert.bert import Bert, load
-from minibert.checkpoint import checkpoint_names
+from minibert.bert import Bert
 from minibert.config import BertConfig
 from minibert.extract import extract_file
+from minibert.glossary import checkpoint_names
 from minibert.hooks import capture
 from minibert.hub import find_files
 from minibert.job import Job
+from minibert.loading import load
 from minibert.model import BertModel
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vectors import Reading

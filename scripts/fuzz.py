@@ -31,9 +31,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as to_safetensors
 
-from minibert.bert import Bert, load
-from minibert.checkpoint import checkpoint_names
+from minibert.bert import Bert
 from minibert.config import BertConfig, CheckpointError
+from minibert.glossary import checkpoint_names
+from minibert.loading import load
 from minibert.model import BertModel
 from minibert.saving import save
 from minibert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer

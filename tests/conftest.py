@@ -23,12 +23,13 @@ from torch import Tensor
 
 import minibert
 from minibert.bert import Bert
-from minibert.checkpoint import checkpoint_names
 from minibert.config import BertConfig, CheckpointError
+from minibert.glossary import checkpoint_names
 from minibert.hooks import capture
 from minibert.hub import find_files
+from minibert.loading import new_head
 from minibert.model import BertModel
-from minibert.tokenizer import SPECIAL_TOKENS
+from minibert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -112,6 +113,22 @@ def random_model(
     model = model.to(dtype).to_empty(device="cpu").eval()
     randomise(model, seed)
     return model
+
+
+def random_bert_with(
+    name: str,
+    labels: tuple[str, ...] = (),
+    problem_type: str = "single_label_classification",
+    dtype: torch.dtype = torch.float32,
+) -> Bert:
+    """A small random model with a head of which every parameter is random, too."""
+    bert = Bert(ODD, WordPieceTokenizer(PIECES, lowercase=True), random_model(ODD, dtype))
+    bert = new_head(bert, name, labels, problem_type)
+    assert bert.head is not None
+    word = bert.model.embeddings.word.weight.detach().clone()
+    randomise(bert.head, seed=2)
+    bert.model.embeddings.word.weight.data.copy_(word)  # a tied decoder was drawn anew
+    return bert
 
 
 def random_batch(config: BertConfig, batch: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PIECES, errors_by_state
+from conftest import errors_by_state
 from test_model import MUTATIONS
 
-from minibert.bert import Bert, load
-from minibert.config import CheckpointError
+from minibert.bert import Bert
 from minibert.edits import edit, scale_by
 from minibert.hooks import capture
+from minibert.loading import load
 
 TEXTS = [
     ("I am the walrus.", None),
@@ -119,21 +119,6 @@ def test_one_word_two_vectors(minilm: Bert) -> None:
     similarity = torch.nn.functional.cosine_similarity(*vectors)
     assert similarity[0] > 0.9999  # the same piece at the same position
     assert similarity[-1] < 0.8
-
-
-def test_a_vocabulary_of_another_model(folder: Path) -> None:
-    (folder / "vocab.txt").write_text("\n".join([*PIECES, "more"]), "utf-8")
-    with pytest.raises(CheckpointError, match="has 15 pieces in vocab.txt and 14 rows in its word"):
-        load(folder)
-
-
-def test_a_word_embedding_with_rows_to_spare(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (folder / "vocab.txt").write_text("\n".join(PIECES[:-1]), "utf-8")
-    assert len(load(folder).tokenizer) == 13
-    (record,) = caplog.records
-    assert "13 pieces in vocab.txt and 14 rows in its word embedding: right if" in record.message
 
 
 def test_states_of_a_text_a_pair_and_a_list(minilm: Bert) -> None:

@@ -16,9 +16,11 @@ from conftest import ODD, PIECES, random_model, run_python, their_model, write_f
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minibert.bert import Bert, load
-from minibert.checkpoint import NAMES, checkpoint_names, load_model
+from minibert.bert import Bert
+from minibert.checkpoint import load_model
 from minibert.config import BertConfig, CheckpointError
+from minibert.glossary import NAMES, checkpoint_names
+from minibert.loading import load
 from minibert.model import BertModel
 
 

@@ -9,11 +9,12 @@ from conftest import ODD, REPOSITORY, Ask, SmallHub, random_model, run_python, w
 from safetensors.torch import load_file, save
 
 from minibert import hub
-from minibert.bert import Bert, load
+from minibert.bert import Bert
 from minibert.cache import sha256
 from minibert.checkpoint import load_model
 from minibert.config import CheckpointError
 from minibert.hub import find_files, load_tokenizer
+from minibert.loading import load
 from minibert.source import Pooling
 
 

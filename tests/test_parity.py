@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from test_model import MUTATIONS, for_each
 from torch import Tensor
 
-from minibert.bert import Bert, load
+from minibert.bert import Bert
 from minibert.bundle import (
     TENSORS,
     Inputs,
@@ -34,12 +34,14 @@ from minibert.bundle import (
     trace,
     trace_cases,
 )
-from minibert.checkpoint import checkpoint_names, read_model
+from minibert.checkpoint import read_model
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.encoder import SelfAttention
+from minibert.glossary import checkpoint_names
 from minibert.hooks import capture, state_names
 from minibert.hub import ModelFiles
+from minibert.loading import load
 from minibert.mistakes import MISTAKES, make, what_if
 from minibert.model import BertModel, attention_bias
 from minibert.parity import (

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import ODD, PIECES, random_model, run_python
 
-from minibert.bert import Bert, load
+from minibert.bert import Bert
 from minibert.config import CheckpointError
+from minibert.loading import load
 from minibert.model import BertModel
 from minibert.saving import save
 from minibert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer

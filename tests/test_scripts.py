@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import PIECES, ROOT, run_python
 
-from minibert.bert import load
+from minibert.loading import load
 
 # Two nodes of one core each, and somebody who kills the first worker that is at work.
 CLUSTER = """

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from minibert.bert import Bert, load
+from minibert.bert import Bert
+from minibert.loading import load
 from minibert.senses import Occurrence, find_word, to_json, to_text
 
 APPLES = ["I ate an apple.", "Apple released a phone, with an apple on it."]

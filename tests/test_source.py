@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import run_python
 
-from minibert.bert import load
 from minibert.cache import sha256
 from minibert.config import CheckpointError
+from minibert.loading import load
 from minibert.source import Pooling, read_pooling
 
 MEAN = {"word_embedding_dimension": 33, "pooling_mode_mean_tokens": True}

@@ -20,9 +20,10 @@ from conftest import ODD, PIECES, random_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minibert.bert import Bert, load
+from minibert.bert import Bert
 from minibert.config import CheckpointError
 from minibert.hub import find_files
+from minibert.loading import load
 from minibert.tokenizer import SPECIAL_TOKENS
 
 Edit = Callable[[Path], object]

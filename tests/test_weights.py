@@ -14,9 +14,9 @@ from conftest import ODD, random_model, run_python, write_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minibert.bert import load
 from minibert.checkpoint import load_model
 from minibert.config import CheckpointError
+from minibert.loading import load
 from minibert.model import BertModel
 from minibert.saving import save
 
