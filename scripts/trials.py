@@ -6,8 +6,8 @@ the library, whose results are the right ones, and then
     PYTHONPATH=exercises/1 python scripts/trials.py 1 FILE
 
 runs it on the learner's copy. Everything is in float64, where rounding shows at 1e-14, so that no
-mistake can pass for it. Where the subject of a trial is a module, the library's classic mistakes are
-made in it, one after the other, and an answer that is wrong in one of these ways is told so.
+mistake can pass for it. Where the subject of a trial is a module, the library's classic mistakes
+are made in it, one after the other, and an answer that is wrong in one of these ways is told so.
 """
 
 import dataclasses
@@ -29,8 +29,10 @@ from minibert.config import BertConfig
 from minibert.embeddings import Embeddings
 from minibert.encoder import FeedForward, SelfAttention
 from minibert.encoding import Encoding
+from minibert.head_config import HeadConfig
+from minibert.heads import MaskedLMHead
 from minibert.mistakes import MISTAKES, make, what_if
-from minibert.model import BertModel, attention_bias
+from minibert.model import BertModel, BertOutput, attention_bias
 from minibert.vectors import Reading, Text, read
 from minibert.wordpiece import WordPieces
 
@@ -223,6 +225,27 @@ def try_capture(model: BertModel) -> Results:
     return results
 
 
+def build_masked_lm() -> nn.ModuleDict:
+    """The head, and the word embedding that it shares with the model."""
+    word = nn.Embedding(29, 30)
+    head = filled(MaskedLMHead(CONFIG, HeadConfig("masked-lm"), word))
+    return nn.ModuleDict({"word": word, "head": head})
+
+
+def try_masked_lm(parts: nn.ModuleDict) -> Results:
+    """Exercise 9."""
+    head = parts["head"]
+    whole, chosen = draw((2, 7, 30), "vectors"), draw((3, 30), "chosen")
+    results: Results = {"logits of every position": head(BertOutput(whole, None))}
+    results["logits of three positions that were chosen"] = head(BertOutput(chosen, None))
+    with torch.no_grad():
+        parts["word"].get_parameter("weight")[5] += 1
+    results["and after the word embedding has changed"] = head(BertOutput(chosen, None))
+    names = {name: list(parameter.shape) for name, parameter in head.named_parameters()}
+    results["the parameters, by which a checkpoint finds them"] = dict(sorted(names.items()))
+    return results
+
+
 def try_pre_norm(_: None) -> Results:
     """Exercise 10."""
     model, cases = filled_model(), fixed_inputs(CONFIG)
@@ -251,7 +274,7 @@ EXERCISES = {
     ),
     2: Exercise(
         "The feed-forward layer and its GELU, [V17] equation (2) and [H16]",
-        ("encoder.FeedForward.__init__", "encoder.FeedForward.forward"),
+        ("encoder.FeedForward.__init__", "encoder.FeedForward.forward", "encoder.activation"),
         "Begin with super().__init__(). config.hidden_act says which activation: 'gelu' is the "
         "exact one, 'gelu_new' and 'gelu_pytorch_tanh' are the approximation by tanh, and 'relu'.",
         build_feed_forward,
@@ -305,6 +328,14 @@ EXERCISES = {
         "_begin moves our hooks behind all others, when a pass begins.",
         filled_model,
         try_capture,
+    ),
+    9: Exercise(
+        "The masked-LM head, and the decoder that is the word embedding",
+        ("heads.MaskedLMHead.__init__", "heads.MaskedLMHead.forward"),
+        "The class's docstring has the equation. self.config is the HeadConfig; the layers are "
+        "dense, activation, norm and decoder, the parameter is bias. Why has E no copy?",
+        build_masked_lm,
+        try_masked_lm,
     ),
     10: Exercise(
         "Pre-LN for post-LN: what differs first?",

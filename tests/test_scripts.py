@@ -1,9 +1,12 @@
 """The programs in scripts/ that no other test runs."""
 
+import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -122,3 +125,184 @@ runpy.run_path({str(ROOT / "scripts" / "walkthrough.py")!r})
     result = run_python(code)
     assert result.returncode == 1
     assert re.fullmatch(r"state 1: differs by [\d.]+e-04, more than 1e-12\n", result.stderr)
+
+
+@pytest.fixture
+def exercises(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("exercises")
+
+
+def solve(number: int, copy: Path, exercises: ModuleType) -> None:
+    """Put the library's own functions back."""
+    for hole in exercises.EXERCISES[number].holes:
+        name = f"{hole.partition('.')[0]}.py"
+        shutil.copy(ROOT / "minibert" / name, copy / "minibert" / name)
+
+
+# A wrong answer to each exercise that somebody will give: a file, what stands in the library's,
+# what in the answer; and what the learner is told.
+WRONG = [
+    (
+        1,
+        "encoder.py",
+        "value, attn_mask=bias)",
+        "value, attn_mask=bias, scale=1.0)",
+        r"not yet, 1 of 6 are right: two sentences\n"
+        r"  \d+ of 420 numbers differ, .*: expected \S+, got \S+, as a missing 1/sqrt\(D\) would give",
+    ),
+    (
+        2,
+        "encoder.py",
+        '"none" if name == "gelu" else "tanh"',
+        '"tanh"',
+        r"not yet, 3 of 4 are right: hidden_act 'gelu'\n  .*, as the tanh GELU would give",
+    ),
+    (
+        3,
+        "embeddings.py",
+        "self.dropout(self.norm(summed))",
+        "summed",
+        r"not yet, 0 of 4 are right: one token in segment 0\n  60 of 60 numbers differ, .*",
+    ),
+    (
+        4,
+        "model.py",
+        "torch.finfo(dtype).min / 2",
+        "-torch.inf",
+        r"not yet, 2 of 6 are right: no NaN where all is padding\n  .*: expected 0.25, got nan",
+    ),
+    (
+        5,
+        "wordpiece.py",
+        "end, self._insides",
+        "end, self._starts",
+        r"not yet, 2 of 7 are right: 'unable' of .*\n  expected \[1, 3\], got \[1, 10\]",
+    ),
+    (
+        6,
+        "vectors.py",
+        "first < end and last > start",
+        "first <= end and last >= start",
+        r"not yet, 1 of 6 are right: of 'walrus'\n  3 of 3 numbers differ, .*",
+    ),
+    (
+        7,
+        "vectors.py",
+        "state.float() if state.dtype.itemsize < 4 else state",
+        "state",
+        r"not yet, 7 of 8 are right: the sum of four in float16\n"
+        r"  expected dtype torch.float32, got torch.float16",
+    ),
+    (
+        8,
+        "hooks.py",
+        "stack.callback(placed[-1][1].remove)",
+        "pass",
+        r"not yet, 3 of 7 are right: after the block, another pass changes nothing\n  .*",
+    ),
+    (
+        9,
+        "heads.py",
+        "word if head.tied else nn.Embedding(*word.weight.shape)",
+        "nn.Embedding(*word.weight.shape)",
+        r"not yet, 2 of 4 are right: and after the word embedding has changed\n"
+        r"  3 of 87 numbers differ, .*",
+    ),
+    (
+        10,
+        "mistakes.py",
+        "layer.attention(layer.attention_norm(hidden_states), bias)",
+        "layer.attention_norm(layer.attention(hidden_states, bias))",
+        r"not yet, 0 of 3 are right: one pre-LN layer\n  420 of 420 numbers differ, .*",
+    ),
+]
+
+
+def test_there_are_ten_exercises(exercises: ModuleType) -> None:
+    assert list(exercises.EXERCISES) == [case[0] for case in WRONG] == list(range(1, 11))
+
+
+@pytest.mark.parametrize(("number", "name", "right", "wrong", "told"), WRONG)
+def test_an_exercise(
+    number: int,
+    name: str,
+    right: str,
+    wrong: str,
+    told: str,
+    exercises: ModuleType,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / str(number)
+    exercises.prepare(number, copy)
+    printed = capfd.readouterr().out
+    for hole in exercises.EXERCISES[number].holes:
+        assert hole.partition(".")[2] in printed
+    assert exercises.check(number, copy, 60) == 1
+    empty = rf"not yet: NotImplementedError: exercise {number}: write \S+\n  at \S+\.py:\d+\n"
+    assert re.fullmatch(empty, capfd.readouterr().out)
+    solve(number, copy, exercises)
+    assert exercises.check(number, copy, 60) == 0
+    assert capfd.readouterr().out.startswith(f"exercise {number} is solved; ")
+    path = copy / "minibert" / name
+    assert path.read_text().count(right) == 1
+    path.write_text(path.read_text().replace(right, wrong))
+    assert exercises.check(number, copy, 60) == 1
+    assert re.fullmatch(told + "\n", capfd.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("while True: pass", "not yet: no answer after 5 seconds; is there a loop without an end?"),
+        ("raise SystemExit(0)", "not yet: it ended with status 0"),
+        ("return None", "not yet: TypeError: 'NoneType' object is not iterable"),
+        (
+            "return word.x",
+            "not yet: AttributeError: 'str' object has no attribute 'x'\n  at FILE:43",
+        ),
+        ("return (", "not yet: SyntaxError: '(' was never closed\n  at FILE:43"),
+    ],
+)
+def test_an_answer_that_does_not_run(
+    answer: str,
+    told: str,
+    exercises: ModuleType,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    exercises.prepare(5, tmp_path / "5")
+    path = tmp_path / "5" / "minibert" / "wordpiece.py"
+    hole = 'raise NotImplementedError("exercise 5: write WordPieces._match")'
+    assert path.read_text().count(hole) == 1
+    path.write_text(path.read_text().replace(hole, answer))
+    capfd.readouterr()
+    assert exercises.check(5, tmp_path / "5", 5 if "while" in answer else 60) == 1
+    printed = capfd.readouterr().out
+    assert printed.replace(str(path), "FILE").startswith(told), printed
+
+
+def test_an_exercise_is_never_overwritten(
+    exercises: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["exercise", *arguments, "--folder", str(tmp_path)])
+        try:
+            return exercises.main()  # type: ignore[no-any-return]
+        except SystemExit as error:
+            return int(error.code or 0)
+
+    assert ask("3", "--check") == 2
+    assert "is not there; scripts/exercise 3 makes it" in capsys.readouterr().err
+    assert ask("3") == 0
+    (tmp_path / "3" / "minibert" / "embeddings.py").write_text("my work")
+    assert ask("3") == 2
+    assert "is there already, with your work" in capsys.readouterr().err
+    assert (tmp_path / "3" / "minibert" / "embeddings.py").read_text() == "my work"
+    assert ask("--check") == 2
+    assert ask() == 0
+    assert capsys.readouterr().out.count("\n") == 10
