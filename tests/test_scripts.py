@@ -149,7 +149,8 @@ WRONG = [
         "value, attn_mask=bias)",
         "value, attn_mask=bias, scale=1.0)",
         r"not yet, 1 of 6 are right: two sentences\n"
-        r"  \d+ of 420 numbers differ, .*: expected \S+, got \S+, as a missing 1/sqrt\(D\) would give",
+        r"  \d+ of 420 numbers differ, .*: expected \S+, got \S+, "
+        r"as a missing 1/sqrt\(D\) would give",
     ),
     (
         2,
@@ -223,17 +224,14 @@ def test_there_are_ten_exercises(exercises: ModuleType) -> None:
     assert list(exercises.EXERCISES) == [case[0] for case in WRONG] == list(range(1, 11))
 
 
-@pytest.mark.parametrize(("number", "name", "right", "wrong", "told"), WRONG)
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: str(case[0]))
 def test_an_exercise(
-    number: int,
-    name: str,
-    right: str,
-    wrong: str,
-    told: str,
+    case: tuple[int, str, str, str, str],
     exercises: ModuleType,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    number, name, right, wrong, told = case
     copy = tmp_path / str(number)
     exercises.prepare(number, copy)
     printed = capfd.readouterr().out
