@@ -40,6 +40,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="instead of exercises/")
     parser.add_argument("--seconds", type=float, default=60, help="how long a check may take (60)")
     options = parser.parse_args()
+    if options.folder.resolve() in LIBRARY.resolve().parents:
+        parser.error(f"{LIBRARY} is a learner's copy, not the library; take it off PYTHONPATH")
     if options.number is None:
         if options.check:
             parser.error("--check needs the number of an exercise")

@@ -1,6 +1,7 @@
 """The programs in scripts/ that no other test runs."""
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -279,6 +280,29 @@ def test_an_answer_that_does_not_run(
     assert exercises.check(5, tmp_path / "5", 5 if "while" in answer else 60) == 1
     printed = capfd.readouterr().out
     assert printed.replace(str(path), "FILE").startswith(told), printed
+
+
+def test_a_copy_is_never_judged_by_itself(exercises: ModuleType, tmp_path: Path) -> None:
+    exercises.prepare(3, tmp_path / "3")
+    script = ROOT / "scripts" / "exercises.py"
+    command = [sys.executable, str(script), "3", "--check", "--folder", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "3")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "is a learner's copy, not the library; take it off PYTHONPATH" in result.stderr
+
+
+def test_the_command_runs_in_the_environment_of_the_others(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts" / "install").write_text("#!/bin/sh\n")  # as if all were there already
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    command = [str(tmp_path / "scripts" / "exercise")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.count("\n") == 10
+    assert printed.startswith(" 1  Self-attention")
 
 
 def test_an_exercise_is_never_overwritten(
