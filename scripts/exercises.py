@@ -72,7 +72,8 @@ def prepare(number: int, copy: Path) -> None:
         source, line = emptied(path.read_text("utf-8"), name, f"exercise {number}: write {name}")
         path.write_text(source, "utf-8")
         print(f"    {path}:{line}  {name}")
-    print(f"\nThen: scripts/exercise {number} --check")
+    where = "" if copy.parent == FOLDER else f" --folder {copy.parent}"
+    print(f"\nThen: scripts/exercise {number} --check{where}")
 
 
 def emptied(source: str, name: str, message: str) -> tuple[str, int]:

@@ -313,7 +313,7 @@ EXERCISES = {
         try_spans,
     ),
     7: Exercise(
-        "The sum of the last four layers, and other rows of [D18] table 7",
+        "The last four layers, summed or side by side, as in [D18] table 7",
         ("vectors.Reading.mix",),
         "self.combine says how: the class's docstring has the words. Half precision is for the "
         "model: what comes out is float32 at least.",

@@ -128,6 +128,8 @@ agree_exactly("ids", input_ids.tolist(), encoding.input_ids)
 # LayerNorm on top, which figure 2 does not show.
 #
 #     LayerNorm(x) = (x - mean) / sqrt(variance + eps) * g + b        [B16] equations (3) and (4)
+#
+# (The paper has no eps.)
 
 # %%
 
@@ -211,9 +213,9 @@ agree("multi-head attention", attention_by_hand(embedded, layer=0), seen[inside[
 # %% [markdown]
 # ## 6. One layer: [V17] sections 3.1 and 3.3
 #
-#     x = LayerNorm(x + Attention(x))                                  section 3.1
-#     x = LayerNorm(x + FFN(x)),  FFN(x) = GELU(x W_1 + b_1) W_2 + b_2     equation (2)
-#     GELU(x) = x (1 + erf(x / sqrt(2))) / 2                           [H16] section 2
+#     x = LayerNorm(x + Attention(x)), then LayerNorm(x + FFN(x))     [V17] section 3.1
+#     FFN(x) = GELU(x W_1 + b_1) W_2 + b_2                            [V17] equation (2)
+#     GELU(x) = x (1 + erf(x / sqrt(2))) / 2                          [H16] section 2
 #
 # LayerNorm comes *after* the sum (post-LN); most models since put it before. [V17] has ReLU where
 # [D18] appendix A.2 says GELU, and the released weights were trained with its exact form, by erf.
@@ -269,8 +271,9 @@ else:
 # ## 9. Which of these is the vector of a word? [D18] section 5.3, table 7
 #
 # There is one vector per token and layer: choose. Table 7 tries the last layer, the last but one,
-# the sum of the last four, all four side by side, and more. A word of several pieces is their mean;
-# the offsets, where in the text each piece comes from, say which pieces those are.
+# weighted sums of the last four or of all, and the last four side by side. Of a word of several
+# pieces the paper reads the first; here it is their mean. The offsets, where in the text each piece
+# comes from, say which pieces are the word's.
 
 # %%
 last_four = torch.stack(by_hand[-4:]).sum(dim=0)  # (T, H)
@@ -284,9 +287,8 @@ agree("sum of the last four, 'Björk'", vector, torch.from_numpy(library.vectors
 # %% [markdown]
 # ## 10. One word, two senses
 #
-# Before the first layer all banks are one vector. Each layer mixes in what stands around them, and
-# the bank of a river moves away from the one that lends money. (The first row is the word table
-# alone; states come after it.)
+# In the word table all banks are one row. Each layer mixes in what stands around them, and soon two
+# banks of a river are more alike than the bank of a river and the one that lends money.
 
 # %%
 TEXTS = [TEXT, "They fished from the bank.", "The bank raised its interest rate."]
