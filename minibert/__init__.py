@@ -27,6 +27,7 @@ _PUBLIC = {
     "capture": "hooks",
     "cut_attention": "edits",
     "edit": "edits",
+    "lens_page": "lens",
     "linear_cka": "analysis",
     "load": "loading",
     "load_model": "checkpoint",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # the same for type checkers, which don't run __getattr__
     from minibert.heads import BertWithHead as BertWithHead
     from minibert.hooks import capture as capture
     from minibert.hub import load_tokenizer as load_tokenizer
+    from minibert.lens import lens_page as lens_page
     from minibert.loading import load as load
     from minibert.loading import new_head as new_head
     from minibert.model import BertModel as BertModel

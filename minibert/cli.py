@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from minibert.config import CheckpointError
@@ -119,6 +120,24 @@ def _compare(options: argparse.Namespace) -> None:
         print(to_text(comparison, texts, shutil.get_terminal_size().columns))
 
 
+def _lens(options: argparse.Namespace) -> None:
+    from minibert.lens import lens_page, write_page
+    from minibert.loading import load
+
+    texts = list(_lines(options))
+    bert = load(
+        options.model,
+        head="auto",
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+    )
+    page = lens_page(bert, texts, options.max_length)
+    if options.output == "-":
+        print(page, end="")
+    else:
+        write_page(page, Path(options.output))
+
+
 def _names(options: argparse.Namespace) -> None:
     from minibert.names import describe
 
@@ -197,6 +216,7 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "extract": _extract,
     "tokenize": _tokenize,
     "compare": _compare,
+    "lens": _lens,
     "names": _names,
     "verify": _verify,
     "record": _record,

@@ -38,6 +38,13 @@ _COMMANDS = (
         row is what a static embedding (word2vec, GloVe) would say.""",
     ),
     (
+        "lens",
+        "a page to look into a model: attention, hidden states, senses, [MASK]",
+        """minibert lens TEXT ... -o PAGE.html: what a model makes of the texts, as one file that
+        any browser opens without a network. "A ||| B" is a pair, which the model reads together.
+        What [MASK] would be is there if the model has a masked-LM head.""",
+    ),
+    (
         "names",
         "the tensors that capture and edit reach, and what others call them",
         """minibert names: every tensor that capture and edit reach, in the order of the forward
@@ -84,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, allow_abbrev=False, usage=argparse.SUPPRESS, help=told, description=description
         )
-        if name in ("extract", "tokenize", "compare"):
+        if name in ("extract", "tokenize", "compare", "lens"):
             _add_texts(command, name)
         elif name in ("record", "judge"):
             _add_bundle(command, name)
@@ -97,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
                 "--trace", action="store_true", help="each step, tried pieces in (...)"
             )
             how.add_argument("--json", action="store_true", help="ids, tokens, offsets, word ids")
-        elif name not in ("record", "names"):
+        elif name not in ("record", "names", "lens"):
             command.add_argument("--json", action="store_true", help="all of it, as JSON")
     return whole
 
@@ -107,6 +114,10 @@ def _add_texts(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("word", metavar="WORD", help="as it stands in each text, in any case")
     command.add_argument("text", nargs="*", metavar="TEXT", help="a text, as one argument")
     command.add_argument("--input", metavar="FILE", help="a text a line, UTF-8; - is the input")
+    if name == "lens":
+        page = "the page; one that is there is replaced; - is the output"
+        command.add_argument("-o", "--output", metavar="PAGE", required=True, help=page)
+        command.add_argument("--max-length", type=int, metavar="N", help="cut texts to N tokens")
 
 
 def _add_bundle(command: argparse.ArgumentParser, name: str) -> None:

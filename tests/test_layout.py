@@ -51,8 +51,9 @@ BUDGETS = {
     "parity": 300,
     "mistakes": 230,
     "verify": 220,
-    "options": 250,
-    "cli": 250,
+    "lens": 200,
+    "options": 290,
+    "cli": 290,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
@@ -88,7 +89,7 @@ def test_the_tree() -> None:
     assert tests == {*BUDGETS, "layout", "readme", "scripts", "traps"}
 
 
-@pytest.mark.parametrize(("stem", "budget"), [("__init__", 90), *BUDGETS.items()])
+@pytest.mark.parametrize(("stem", "budget"), [("__init__", 110), *BUDGETS.items()])
 def test_budgets(stem: str, budget: int) -> None:
     assert lines(stem) <= budget
 
