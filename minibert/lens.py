@@ -2,7 +2,7 @@
 
 The page (lens.html, lens.css, lens.js) draws itself from the numbers in it. They are the float32 of
 `Bert.states` with attentions, all of them and unrounded, so that what a reader copies is what the
-code gives; and nothing is fetched from anywhere, today or in ten years. Read next: options.py.
+code gives; and nothing is fetched from anywhere, today or in ten years. Read next: plots.py.
 """
 
 import base64

@@ -45,6 +45,15 @@ _COMMANDS = (
         What [MASK] would be is there if the model has a masked-LM head.""",
     ),
     (
+        "plot",
+        "a picture for a slide: attention, similarity, senses, layers",
+        """minibert plot attention TEXT --head 3-8: how much each token reads from each other one in
+        that head. plot similarity WORD TEXT ...: the cosine of each two occurrences of a word,
+        layer by layer. plot layers TEXT: the cosine of a token's vectors in each two states, the
+        mean over the tokens. plot senses FILE: accuracy by state, from what scripts/senses.py
+        printed.""",
+    ),
+    (
         "names",
         "the tensors that capture and edit reach, and what others call them",
         """minibert names: every tensor that capture and edit reach, in the order of the forward
@@ -95,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
             _add_texts(command, name)
         elif name in ("record", "judge"):
             _add_bundle(command, name)
+        elif name == "plot":
+            _add_plot(command)
         _add_model(command, name)
         if name == "extract":
             add_extract_options(command)
@@ -104,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
                 "--trace", action="store_true", help="each step, tried pieces in (...)"
             )
             how.add_argument("--json", action="store_true", help="ids, tokens, offsets, word ids")
-        elif name not in ("record", "names", "lens"):
+        elif name not in ("record", "names", "lens", "plot"):
             command.add_argument("--json", action="store_true", help="all of it, as JSON")
     return whole
 
@@ -128,11 +139,23 @@ def _add_bundle(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("dump", metavar="DUMP", help="safetensors, with the same names")
 
 
+def _add_plot(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("kind", choices=["attention", "similarity", "senses", "layers"], help="what is drawn")
+    add("what", nargs="+", metavar="ARG", help="a text, a word and texts, or a file; see above")
+    head = "of attention: LAYER-HEAD, both from 1; in code attentions[LAYER - 1, HEAD - 1]"
+    add("--head", type=_head, metavar="N-N", help=head)
+    picture = "the picture, .png, .svg or .pdf; one that is there is replaced"
+    add("-o", "--output", metavar="PICTURE", required=True, help=picture)
+
+
 def _add_model(command: argparse.ArgumentParser, name: str) -> None:
     default: str | None = DEFAULT_MODEL
     told = f"a name on the Hub, a folder, or minilm (default: {DEFAULT_MODEL})"
     if name == "names":
         told, default = "give the sizes of this model instead of letters", None
+    elif name == "plot":
+        default = None  # plot senses has no model; the others take this one
     elif name == "judge":
         told, default = "that of the record: then say which mistake it is", None
     command.add_argument("--model", default=default, help=told)
@@ -243,3 +266,10 @@ def _combine(text: str) -> str | list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         return text
+
+
+def _head(text: str) -> tuple[int, int]:
+    layer, _, head = text.partition("-")
+    if not (layer.isdecimal() and head.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a layer and a head such as 3-8, got {text!r}")
+    return int(layer), int(head)

@@ -52,6 +52,8 @@ BUDGETS = {
     "mistakes": 230,
     "verify": 220,
     "lens": 200,
+    "plots": 280,
+    "pictures": 100,
     "options": 290,
     "cli": 290,
 }
