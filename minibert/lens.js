@@ -613,7 +613,7 @@ function drawMask() {
   }
   const masks = text().tokens.map((token, n) => [token, n]).filter(([token]) => token === "[MASK]");
   $("mask-note").textContent = `The masked-LM head reads each state as if it were the last (the “logit lens”): its ${guesses.count} likeliest pieces at ` +
-    `${place(view.token)}, with their probability. ${masks.length ? "" : "There is no [MASK] in this text: the model sees the token that it is asked for."}`;
+    `${place(view.token)}, with their probability. ${text().tokens[view.token] === "[MASK]" ? "" : "This token is not hidden from the model: it sees what it is asked for."}`;
   $("mask-choice").replaceChildren(...masks.map(([, n]) => element("button", { type: "button", onclick: () => change({ token: n }), "aria-pressed": String(n === view.token) }, `[MASK] (${n})`)));
   const ids = guesses.ids, chances = once(`chances ${view.text}`, () => floats(guesses.probabilities)), T = text().tokens.length;
   fillTable("mask-table", `At ${place(view.token)}`, ["state", ...Array.from({ length: guesses.count }, (_, n) => String(n + 1))], everyState.map((state) => [

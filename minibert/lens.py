@@ -51,8 +51,8 @@ def lens_page(bert: Bert, texts: Sequence[str], max_length: int | None = None) -
         ValueError: if there is no text, one is too long, or the model is in float64, whose numbers
             the page could not hold exactly.
     """
-    if isinstance(texts, str) or not texts:
-        raise ValueError(f"texts must be a list with a text or more, got {texts!r}")
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"texts must be a list of str, and not empty, got {texts!r:.60}")
     if bert.model.embeddings.word.weight.dtype == torch.float64:
         raise ValueError("a page has float32 numbers, the model float64: load it as float32")
     pairs = [read_pair(text) for text in texts]
@@ -64,7 +64,9 @@ def lens_page(bert: Bert, texts: Sequence[str], max_length: int | None = None) -
     points, shares = _project(many)
     shown = [_text(bert, *each) for each in zip(pairs, many, points, strict=True)]
     used = {i for text in shown if text["guesses"] for i in text["guesses"]["ids"]}
-    pieces = {number: bert.tokenizer.vocabulary[number] for number in sorted(used)}
+    known = bert.tokenizer.vocabulary
+    # The embedding may have rows to spare, of which no piece is known.
+    pieces = {n: known[n] if n < len(known) else f"(row {n})" for n in sorted(used)}
     return _assemble({**_describe(bert), "projection": shares, "pieces": pieces, "texts": shown})
 
 

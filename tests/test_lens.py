@@ -97,6 +97,16 @@ def test_guesses_are_those_of_read_out(head: str) -> None:
     assert probabilities[2] == pytest.approx(logits.softmax(-1).topk(5).values.numpy(), abs=1e-6)
 
 
+def test_rows_to_spare_have_no_piece() -> None:
+    bert = random_bert_with("masked-lm")
+    few = Bert(ODD, WordPieceTokenizer(PIECES[:-2], lowercase=True), bert.model, None, bert.head)
+    data = data_of(lens_page(few, ["i am the wa"]))
+    spare = {"12": "(row 12)", "13": "(row 13)"}
+    assert spare.items() & data["pieces"].items()  # or this would show nothing
+    for number, piece in data["pieces"].items():
+        assert piece == spare.get(number, PIECES[int(number)])
+
+
 @pytest.mark.parametrize("head", [None, "next-sentence"])
 def test_no_guesses_without_a_masked_lm_head(head: str | None) -> None:
     bert = make_bert() if head is None else random_bert_with(head)
@@ -120,12 +130,13 @@ def test_edits_take_part_and_half_precision_is_exact() -> None:
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        ("a b", "texts must be a list"),
+        ("a b", "texts must be a list of str, and not empty, got 'a b'"),
         ([], "texts must be a list"),
+        (["a", 5], "texts must be a list"),
         (["a " * 20], "22 tokens are more than the 17 positions"),
     ],
 )
-def test_wrong_texts(texts: list[str], says: str) -> None:
+def test_wrong_texts(texts: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         lens_page(make_bert(), texts)
 
