@@ -47,7 +47,7 @@ def draw(axes: Axes) -> None:
 
 def test_attention() -> None:
     attention = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) / 4
-    axes = plot_attention(attention, TOKENS, "head 1-1")
+    axes = plot_attention(attention, TOKENS, "$x and _{y}$")
     assert np.array_equal(drawn(axes), attention.numpy())
     assert labels(axes, "x") == labels(axes, "y") == TOKENS  # as they are, though "$" in them
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("token that is read", "token that reads")
