@@ -95,11 +95,12 @@ def count_workers(model: BertModel, batches: int) -> int:
     with a hook on the model there is one worker, too.
     """
     is_plain = (
-        model.embeddings.word.weight.device.type == "cpu"
+        batches > 1
+        and model.embeddings.word.weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and not any(map(_has_hooks, model.modules()))
     )
-    return max(1, min(torch.get_num_threads(), batches, MOST_WORKERS)) if is_plain else 1
+    return min(torch.get_num_threads(), batches, MOST_WORKERS) if is_plain else 1
 
 
 def _has_hooks(module: nn.Module) -> bool:

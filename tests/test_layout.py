@@ -86,6 +86,7 @@ def test_the_tree() -> None:
     assert {path.stem for path in FILES} == {"__init__", *BUDGETS}
     top = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     top -= {path.name for path in ROOT.glob("*.egg-info")}
+    top -= {"exercises"}  # a learner's, of scripts/exercise; git ignores it
     expected = {"minibert", "tests", "scripts", "pyproject.toml", "README.md", "LICENSE"}
     assert top == expected
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
