@@ -132,12 +132,20 @@ def test_finetune(finetune: Run, beginner: Path, tmp_path: Path, task: str, metr
     transformers = pytest.importorskip("transformers")
     output = tmp_path / "out"
     status, out, err = finetune(
-        task, *write_task(tmp_path, task), output, "--model", beginner, "--stride=2", *QUICK
+        task,
+        *write_task(tmp_path, task),
+        output,
+        "--model",
+        beginner,
+        "--stride=2",
+        *QUICK,
+        "--plot",
     )
     assert (status, err) == (0, "")
     found = json.loads(out)
     assert found["step"] == 60
     assert found[metric] > 0.8
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     bert = load(output / "model", head="auto")
     theirs = getattr(transformers, CLASSES[task]).from_pretrained(output / "model").double()
     ids = torch.tensor([bert.tokenizer.encode("i am the walrus").input_ids])

@@ -52,14 +52,17 @@ BUDGETS = {
     "parity": 300,
     "mistakes": 230,
     "verify": 220,
+    "lens": 200,
+    "plots": 280,
+    "pictures": 100,
     "plan": 100,
     "journal": 140,
     "training": 270,
     "examples": 290,
     "features": 200,
     "finetuning": 160,
-    "options": 250,
-    "cli": 250,
+    "options": 290,
+    "cli": 290,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
@@ -96,7 +99,7 @@ def test_the_tree() -> None:
     assert tests == {*BUDGETS, "finetune", "layout", "readme", "scripts", "traps"}
 
 
-@pytest.mark.parametrize(("stem", "budget"), [("__init__", 90), *BUDGETS.items()])
+@pytest.mark.parametrize(("stem", "budget"), [("__init__", 110), *BUDGETS.items()])
 def test_budgets(stem: str, budget: int) -> None:
     assert lines(stem) <= budget
 
