@@ -1,7 +1,7 @@
 """Which vector is the embedding of a word? From all states to one vector per token, word or text.
 
-There are as many answers as there are rows in [D18] table 7, and more: `Reading` names one, and
-`read` carries it out. Read next: batches.py.
+There are as many answers as there are rows in [D18] section 5.3, table 7, and more: `Reading` names
+one, and `read` carries it out. Read next: workers.py.
 """
 
 from collections.abc import Sequence
@@ -160,6 +160,11 @@ class Text(NamedTuple):
             spans = [(start, start + n) for start, n in zip(starts, lengths, strict=False)]
             return cls(" ".join(item), None, spans)
         return cls(item)  # whatever it is: the tokenizer says what is wrong with it
+
+    @property
+    def given(self) -> TextOrPair:
+        """As the tokenizer takes it."""
+        return self.first if self.second is None else (self.first, self.second)
 
     def between(self, segment: int, start: int, end: int) -> str:
         """The characters from start up to end, of the first text or the second."""

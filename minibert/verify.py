@@ -1,7 +1,7 @@
 """The published numbers: does a model give what others have printed for its weights?
 
 `published_numbers.json` has the numbers, each with its source. What the weights at hand allow is
-run; a number that needs a head is listed as not run, and never as passed. Read next: plan.py.
+run; a number that needs a head is listed as not run, and never as passed. Read next: lens.py.
 """
 
 import json

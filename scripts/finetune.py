@@ -11,7 +11,7 @@ transformers. OUT/run/log.jsonl has the loss of every step and the metrics of ev
 Killed, the same command goes on, to the same weights. On several processes:
 `torchrun --nproc-per-node 2 scripts/finetune.py ...`; --batch-size is of all of them together.
 
-    python scripts/finetune.py tag train.conll dev.conll --frozen --layers -4,-3,-2,-1
+    python scripts/finetune.py tag train.conll dev.conll --frozen --layers=-4,-3,-2,-1
 
 trains nothing of BERT: a logistic regression on vectors of chosen layers, as in [D18] table 7.
 """
@@ -210,23 +210,10 @@ def finetune(options: argparse.Namespace, rank: int, world: int) -> None:
         found = {name: round(value, 4) for name, value in evaluate().items()}
         print(json.dumps({"step": step, **found}))
         if options.plot:
-            plot(options.output)
+            from minibert.plots import plot_training  # the extra plot
 
-
-def plot(folder: Path) -> None:
-    """Draw the losses of the log, as they are and smoothed."""
-    import matplotlib.pyplot as plt
-
-    lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").open()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    window = max(1, len(losses) // 50)
-    smooth = np.convolve(losses, np.ones(window) / window, "valid")
-    figure, axes = plt.subplots()
-    axes.plot(range(1, len(losses) + 1), losses, alpha=0.3, label="loss")
-    axes.plot(range(window, len(losses) + 1), smooth, label=f"mean of {window} steps")
-    axes.set(xlabel="step", ylabel="loss (nats)")
-    axes.legend()
-    figure.savefig(folder / "loss.png")
+            lines = (options.output / "run" / "log.jsonl").read_text().splitlines()
+            plot_training(lines).figure.savefig(options.output / "loss.png", bbox_inches="tight")
 
 
 def frozen(options: argparse.Namespace) -> None:

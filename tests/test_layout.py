@@ -34,7 +34,8 @@ BUDGETS = {
     "weights": 230,
     "checkpoint": 280,
     "vectors": 290,
-    "batches": 160,
+    "workers": 110,
+    "batches": 170,
     "senses": 120,
     "bert": 300,
     "loading": 120,
@@ -51,6 +52,9 @@ BUDGETS = {
     "parity": 300,
     "mistakes": 230,
     "verify": 220,
+    "lens": 200,
+    "plots": 280,
+    "pictures": 100,
     "plan": 100,
     "journal": 140,
     "training": 270,
@@ -62,8 +66,8 @@ BUDGETS = {
     "instances": 250,
     "instance_files": 260,
     "pretraining": 250,
-    "options": 250,
-    "cli": 250,
+    "options": 290,
+    "cli": 290,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
@@ -94,13 +98,14 @@ def test_the_tree() -> None:
     assert {path.stem for path in FILES} == {"__init__", *BUDGETS}
     top = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     top -= {path.name for path in ROOT.glob("*.egg-info")}
+    top -= {"exercises"}  # a learner's, of scripts/exercise; git ignores it
     expected = {"minibert", "tests", "scripts", "pyproject.toml", "README.md", "LICENSE"}
     assert top == expected
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    assert tests == {*BUDGETS, "layout", "readme", "scripts", "traps"}
+    assert tests == {*BUDGETS, "finetune", "layout", "readme", "scripts", "traps"}
 
 
-@pytest.mark.parametrize(("stem", "budget"), [("__init__", 90), *BUDGETS.items()])
+@pytest.mark.parametrize(("stem", "budget"), [("__init__", 110), *BUDGETS.items()])
 def test_budgets(stem: str, budget: int) -> None:
     assert lines(stem) <= budget
 

@@ -25,8 +25,8 @@ def write(folder: Path, name: str, content: bytes) -> str:
         ("plain", TEXT),
         ("mark", b"\xef\xbb\xbf" + TEXT),
         ("whole.txt", TEXT + b"\n"),
-        ("one.gz", gzip.compress(TEXT)),
-        ("two.gz", gzip.compress(TEXT[:5]) + gzip.compress(TEXT[5:])),
+        ("one.gz", gzip.compress(TEXT, mtime=0)),
+        ("two.gz", gzip.compress(TEXT[:5], mtime=0) + gzip.compress(TEXT[5:], mtime=0)),
         ("one.zst", zstandard.compress(TEXT)),
         ("two.zst", zstandard.compress(TEXT[:5]) + zstandard.compress(TEXT[5:])),
     ],
@@ -37,7 +37,11 @@ def test_the_same_lines_in_every_wrapping(tmp_path: Path, name: str, content: by
 
 @pytest.mark.parametrize("name", ["empty", "empty.gz", "empty.zst"])
 def test_an_empty_file_has_no_line(tmp_path: Path, name: str) -> None:
-    content = {"empty": b"", "empty.gz": gzip.compress(b""), "empty.zst": zstandard.compress(b"")}
+    content = {
+        "empty": b"",
+        "empty.gz": gzip.compress(b"", mtime=0),
+        "empty.zst": zstandard.compress(b""),
+    }
     assert list(Lines(write(tmp_path, name, content[name]))) == []
 
 
@@ -47,7 +51,7 @@ def test_lines_across_blocks(tmp_path: Path, block: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(lines_module, "_ZST_BLOCK", block)
     for name, content in (
         ("plain", TEXT),
-        ("a.gz", gzip.compress(TEXT)),
+        ("a.gz", gzip.compress(TEXT, mtime=0)),
         ("a.zst", zstandard.compress(TEXT)),
     ):
         assert list(Lines(write(tmp_path, name, content))) == TEXTS
@@ -81,9 +85,9 @@ def test_what_is_no_such_json(tmp_path: Path, content: bytes, says: str) -> None
     ("name", "content", "says"),
     [
         ("a", b"a\ncaf\xe9\n", "line 2 of .*/a is not UTF-8"),
-        ("a.gz", gzip.compress(TEXT)[:-9], "cannot read .*/a.gz: .*end"),
+        ("a.gz", gzip.compress(TEXT, mtime=0)[:-9], "cannot read .*/a.gz: .*end"),
         ("a.gz", TEXT, "cannot read .*/a.gz: Not a gzipped file"),
-        ("a.gz", gzip.compress(TEXT * 99)[:50] + b"\xff" * 50, "cannot read .*/a.gz: "),
+        ("a.gz", gzip.compress(TEXT * 99, mtime=0)[:50] + b"\xff" * 50, "cannot read .*/a.gz: "),
         ("a.zst", zstandard.compress(TEXT)[:-3], "cannot read .*/a.zst: it ends too early"),
         ("a.zst", TEXT, "cannot read .*/a.zst: "),
         ("a", b"a\n" + b"b" * (LONGEST + 1), "cannot read .*/a: line 2 has more than"),
@@ -98,7 +102,7 @@ def test_zst_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(lines_module, "zstandard", None)
     with pytest.raises(OSError, match="cannot read .*/a.zst: pip install zstandard"):
         Lines(write(tmp_path, "a.zst", zstandard.compress(TEXT)))
-    assert list(Lines(write(tmp_path, "a.gz", gzip.compress(TEXT)))) == TEXTS
+    assert list(Lines(write(tmp_path, "a.gz", gzip.compress(TEXT, mtime=0)))) == TEXTS
 
 
 def test_what_is_not_there_is_told_at_once(tmp_path: Path) -> None:

@@ -1,24 +1,19 @@
 """The programs in scripts/ that no other test runs."""
 
-import json
+import importlib
 import os
-import random
+import re
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import ODD, PIECES, ROOT, run_python, write_folder
+from conftest import PIECES, ROOT, run_python
 
 from minibert.loading import load
-from minibert.model import BertModel
 
 # Two nodes of one core each, and somebody who kills the first worker that is at work.
 CLUSTER = """
@@ -106,255 +101,231 @@ def test_senses(tmp_path: Path, folder: Path) -> None:
     assert accuracy["state 1"] >= 90
 
 
-Run = Callable[..., tuple[int, str, str]]
+@pytest.mark.usefixtures("minilm_folder")
+def test_the_walkthrough_agrees_at_every_step() -> None:
+    script = ROOT / "scripts" / "walkthrough.py"
+    command = [sys.executable, str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = re.findall(r"^(\d+)\. ", result.stdout, re.MULTILINE)
+    assert steps == [str(number) for number in range(1, 12)]
+    assert result.stdout.count("as minibert, ") == 18
+    cells = re.split(r"^# %%(.*)$", script.read_text(), flags=re.MULTILINE)
+    assert cells[0] == ""
+    assert set(cells[1::2]) == {"", " [markdown]"}
+
+
+@pytest.mark.usefixtures("minilm_folder")
+def test_the_walkthrough_stops_where_the_library_is_wrong() -> None:
+    code = f"""
+import runpy
+import torch
+torch.nn.GELU.forward = lambda self, x: torch.nn.functional.gelu(x, approximate="tanh")
+runpy.run_path({str(ROOT / "scripts" / "walkthrough.py")!r})
+"""
+    result = run_python(code)
+    assert result.returncode == 1
+    assert re.fullmatch(r"state 1: differs by [\d.]+e-04, more than 1e-12\n", result.stderr)
 
 
 @pytest.fixture
-def finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run scripts/finetune.py in this process; gives its status and what it printed."""
-    pytest.importorskip("seqeval", reason="needs the extra train")
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    script = import_module("finetune")
+def exercises(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("exercises")
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, arguments)])
-        status, told = 0, ""
+
+def solve(number: int, copy: Path, exercises: ModuleType) -> None:
+    """Put the library's own functions back."""
+    for hole in exercises.EXERCISES[number].holes:
+        name = f"{hole.partition('.')[0]}.py"
+        shutil.copy(ROOT / "minibert" / name, copy / "minibert" / name)
+
+
+# A wrong answer to each exercise that somebody will give: a file, what stands in the library's,
+# what in the answer; and what the learner is told.
+WRONG = [
+    (
+        1,
+        "encoder.py",
+        "value, attn_mask=bias)",
+        "value, attn_mask=bias, scale=1.0)",
+        r"not yet, 1 of 6 are right: two sentences\n"
+        r"  \d+ of 420 numbers differ, .*: expected \S+, got \S+, "
+        r"as a missing 1/sqrt\(D\) would give",
+    ),
+    (
+        2,
+        "encoder.py",
+        '"none" if name == "gelu" else "tanh"',
+        '"tanh"',
+        r"not yet, 3 of 4 are right: hidden_act 'gelu'\n  .*, as the tanh GELU would give",
+    ),
+    (
+        3,
+        "embeddings.py",
+        "self.dropout(self.norm(summed))",
+        "summed",
+        r"not yet, 0 of 4 are right: one token in segment 0\n  60 of 60 numbers differ, .*",
+    ),
+    (
+        4,
+        "model.py",
+        "torch.finfo(dtype).min / 2",
+        "-torch.inf",
+        r"not yet, 2 of 6 are right: no NaN where all is padding\n  .*: expected 0.25, got nan",
+    ),
+    (
+        5,
+        "wordpiece.py",
+        "end, self._insides",
+        "end, self._starts",
+        r"not yet, 2 of 7 are right: 'unable' of .*\n  expected \[1, 3\], got \[1, 10\]",
+    ),
+    (
+        6,
+        "vectors.py",
+        "first < end and last > start",
+        "first <= end and last >= start",
+        r"not yet, 1 of 6 are right: of 'walrus'\n  3 of 3 numbers differ, .*",
+    ),
+    (
+        7,
+        "vectors.py",
+        "state.float() if state.dtype.itemsize < 4 else state",
+        "state",
+        r"not yet, 7 of 8 are right: the sum of four in float16\n"
+        r"  expected dtype torch.float32, got torch.float16",
+    ),
+    (
+        8,
+        "hooks.py",
+        "stack.callback(placed[-1][1].remove)",
+        "pass",
+        r"not yet, 3 of 7 are right: after the block, another pass changes nothing\n  .*",
+    ),
+    (
+        9,
+        "heads.py",
+        "word if head.tied else nn.Embedding(*word.weight.shape)",
+        "nn.Embedding(*word.weight.shape)",
+        r"not yet, 2 of 4 are right: and after the word embedding has changed\n"
+        r"  3 of 87 numbers differ, .*",
+    ),
+    (
+        10,
+        "mistakes.py",
+        "layer.attention(layer.attention_norm(hidden_states), bias)",
+        "layer.attention_norm(layer.attention(hidden_states, bias))",
+        r"not yet, 0 of 3 are right: one pre-LN layer\n  420 of 420 numbers differ, .*",
+    ),
+]
+
+
+def test_there_are_ten_exercises(exercises: ModuleType) -> None:
+    assert list(exercises.EXERCISES) == [case[0] for case in WRONG] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: str(case[0]))
+def test_an_exercise(
+    case: tuple[int, str, str, str, str],
+    exercises: ModuleType,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    number, name, right, wrong, told = case
+    copy = tmp_path / str(number)
+    exercises.prepare(number, copy)
+    printed = capfd.readouterr().out
+    for hole in exercises.EXERCISES[number].holes:
+        assert hole.partition(".")[2] in printed
+    assert exercises.check(number, copy, 60) == 1
+    empty = rf"not yet: NotImplementedError: exercise {number}: write \S+\n  at \S+\.py:\d+\n"
+    assert re.fullmatch(empty, capfd.readouterr().out)
+    solve(number, copy, exercises)
+    assert exercises.check(number, copy, 60) == 0
+    assert capfd.readouterr().out.startswith(f"exercise {number} is solved; ")
+    path = copy / "minibert" / name
+    assert path.read_text().count(right) == 1
+    path.write_text(path.read_text().replace(right, wrong))
+    assert exercises.check(number, copy, 60) == 1
+    assert re.fullmatch(told + "\n", capfd.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("while True: pass", "not yet: no answer after 5 seconds; is there a loop without an end?"),
+        ("raise SystemExit(0)", "not yet: it ended with status 0"),
+        ("return None", "not yet: TypeError: 'NoneType' object is not iterable"),
+        (
+            "return word.x",
+            "not yet: AttributeError: 'str' object has no attribute 'x'\n  at FILE:LINE",
+        ),
+        ("return (", "not yet: SyntaxError: '(' was never closed\n  at FILE:LINE"),
+    ],
+)
+def test_an_answer_that_does_not_run(
+    answer: str,
+    told: str,
+    exercises: ModuleType,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    exercises.prepare(5, tmp_path / "5")
+    path = tmp_path / "5" / "minibert" / "wordpiece.py"
+    hole = 'raise NotImplementedError("exercise 5: write WordPieces._match")'
+    assert path.read_text().count(hole) == 1
+    line = path.read_text().partition(hole)[0].count("\n") + 1
+    path.write_text(path.read_text().replace(hole, answer))
+    capfd.readouterr()
+    assert exercises.check(5, tmp_path / "5", 5 if "while" in answer else 60) == 1
+    printed = capfd.readouterr().out
+    assert printed.replace(f"{path}:{line}", "FILE:LINE").startswith(told), printed
+
+
+def test_a_copy_is_never_judged_by_itself(exercises: ModuleType, tmp_path: Path) -> None:
+    exercises.prepare(3, tmp_path / "3")
+    script = ROOT / "scripts" / "exercises.py"
+    command = [sys.executable, str(script), "3", "--check", "--folder", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "3")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "is a learner's copy, not the library; take it off PYTHONPATH" in result.stderr
+
+
+def test_the_command_runs_in_the_environment_of_the_others(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts" / "install").write_text("#!/bin/sh\n")  # as if all were there already
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    command = [str(tmp_path / "scripts" / "exercise")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.count("\n") == 10
+    assert printed.startswith(" 1  Self-attention")
+
+
+def test_an_exercise_is_never_overwritten(
+    exercises: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["exercise", *arguments, "--folder", str(tmp_path)])
         try:
-            script.main()
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else 1
-            told = "" if isinstance(stop.code, int) else f"{stop.code}\n"
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err + told
+            return exercises.main()  # type: ignore[no-any-return]
+        except SystemExit as error:
+            return int(error.code or 0)
 
-    return run
-
-
-def finetune_alone(
-    *arguments: object, processes: int = 1, kill_at: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Run it in processes of its own, on one thread; kill it when its log has so many lines."""
-    pytest.importorskip("seqeval", reason="needs the extra train")
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(ROOT / "scripts" / "finetune.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    log = Path(str(arguments[3])) / "run" / "log.jsonl"
-    with subprocess.Popen(command, env=environment, **pipes) as process:
-        while kill_at and process.poll() is None:
-            if log.exists() and log.read_bytes().count(b"\n") >= kill_at:
-                process.kill()
-            time.sleep(0.005)
-        out, err = process.communicate(timeout=600)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-def words(number: int) -> list[str]:
-    """A sentence of a made-up language, of one to nine words."""
-    draw = random.Random(number)
-    return [draw.choice(PIECES[5:8] + PIECES[11:]) for _ in range(draw.randint(1, 9))]
-
-
-def write_task(folder: Path, task: str) -> list[Path]:
-    """Files in which the label can be told from the words alone."""
-    paths = []
-    for part, count in (("train", 120), ("dev", 40)):
-        sentences = [words(1000 * len(paths) + n) for n in range(count)]
-        if task == "tag":
-            text = "".join(
-                "".join(f"{w} {'B-X' if w == 'the' else 'O'}\n" for w in row) + "\n"
-                for row in sentences
-            )
-        elif task == "answer":
-            rows = [["am"] + [w if w != "the" else "i" for w in row] + ["the"] for row in sentences]
-            paragraphs = [
-                {
-                    "context": " ".join(row),
-                    "qas": [
-                        {
-                            "id": f"{n}",
-                            "question": "the",
-                            "answers": [
-                                {"text": "the", "answer_start": len(" ".join(row[:-1])) + 1}
-                            ],
-                        }
-                    ],
-                }
-                for n, row in enumerate(rows)
-            ]
-            text = json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]})
-        else:
-            label = {"classify": lambda row: "the" in row, "regress": lambda row: row.count("the")}
-            text = "label\ttext\n"
-            text += "".join(f"{label[task](row)}\t{' '.join(row)}\n" for row in sentences)
-        paths.append(folder / f"{part}.{task}{'' if task in ('tag', 'answer') else '.tsv'}")
-        paths[-1].write_text(text)
-    return paths
-
-
-@pytest.fixture
-def beginner(tmp_path: Path) -> Path:
-    """A model that starts as BERT did."""
-    torch.manual_seed(0)
-    return write_folder(tmp_path / "model", BertModel(ODD).eval())
-
-
-QUICK = ("--learning-rate", "3e-3", "--batch-size", "12", "--epochs", "6")
-CLASSES = {
-    "classify": "BertForSequenceClassification",
-    "regress": "BertForSequenceClassification",
-    "tag": "BertForTokenClassification",
-    "answer": "BertForQuestionAnswering",
-}
-
-
-@pytest.mark.parametrize(
-    ("task", "metric"),
-    [("classify", "accuracy"), ("regress", "pearson"), ("tag", "f1"), ("answer", "exact")],
-)
-def test_finetune(finetune: Run, beginner: Path, tmp_path: Path, task: str, metric: str) -> None:
-    """Each task is learnt, and transformers reads what was saved, with equal logits."""
-    transformers = pytest.importorskip("transformers")
-    output = tmp_path / "out"
-    status, out, err = finetune(
-        task, *write_task(tmp_path, task), output, "--model", beginner, "--stride=2", *QUICK
-    )
-    assert (status, err) == (0, "")
-    found = json.loads(out)
-    assert found["step"] == 60
-    assert found[metric] > 0.8
-    bert = load(output / "model", head="auto")
-    theirs = getattr(transformers, CLASSES[task]).from_pretrained(output / "model").double()
-    ids = torch.tensor([bert.tokenizer.encode("i am the walrus").input_ids])
-    with torch.inference_mode():
-        ours = bert.head.double()(bert.model.double()(ids))
-        answer = theirs(ids)
-    if task == "answer":
-        expected = torch.stack([answer.start_logits, answer.end_logits], -1)
-    else:
-        expected = answer.logits
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-
-
-def test_finetune_killed(beginner: Path, tmp_path: Path) -> None:
-    """With dropout: the same log and weights, bit for bit."""
-    paths = write_task(tmp_path, "classify")
-    options = ("--model", beginner, "--save-every", "4", "--evaluate-every", "6", *QUICK)
-    finetune_alone("classify", *paths, tmp_path / "whole", *options)
-    killed = finetune_alone("classify", *paths, tmp_path / "killed", *options, kill_at=29)
-    assert killed.returncode == -9
-    finetune_alone("classify", *paths, tmp_path / "killed", *options)
-    for name in ("run/log.jsonl", "model/model.safetensors"):
-        whole, killed_file = (tmp_path / run / name for run in ("whole", "killed"))
-        assert whole.read_bytes() == killed_file.read_bytes(), name
-
-
-def test_finetune_on_two_processes(beginner: Path, tmp_path: Path) -> None:
-    paths = write_task(tmp_path, "classify")
-    options = ("--model", beginner, "--accumulate", "2", *QUICK)
-    finetune_alone("classify", *paths, tmp_path / "one", *options)
-    result = finetune_alone("classify", *paths, tmp_path / "two", *options, processes=2)
-    assert result.returncode == 0, result.stderr[-2000:]
-    logs = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "run" / "log.jsonl").read_text().splitlines()
-        logs.append([json.loads(line).get("loss") for line in lines])
-    assert len(logs[0]) == len(logs[1]) == 66
-    losses = [[loss for loss in log if loss is not None] for log in logs]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-
-
-@pytest.mark.parametrize("task", ["classify", "tag"])
-def test_finetune_frozen(finetune: Run, beginner: Path, tmp_path: Path, task: str) -> None:
-    paths = write_task(tmp_path, task)
-    options = ("--model", beginner, "--frozen", "--layers=-2,-1", "--combine", "concat")
-    status, out, err = finetune(task, *paths, *options)
-    assert (status, err) == (0, "")
-    assert json.loads(out)["f1"] > 0.8
-    assert {path.name for path in tmp_path.iterdir()} == {"model", *(path.name for path in paths)}
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ("unseen", "dev.classify.tsv line 42: the label 'Maybe' is none of those that are trained"),
-        ("ragged", "train.classify.tsv line 122: expected 2 columns, got 3"),
-        ("empty", "train.classify.tsv has no examples"),
-        ("one class", "train.classify.tsv has one class only, 'True'"),
-        ("missing", "cannot read "),
-        ("steep", "take a lower learning rate"),
-        ("batch", "--batch-size must be more than 0"),
-        ("glue", "train.classify.tsv has no column sentence1, sentence2; it has label, text"),
-    ],
-)
-def test_finetune_on_bad_input(
-    finetune: Run, folder: Path, tmp_path: Path, change: str, told: str
-) -> None:
-    first, second = write_task(tmp_path, "classify")
-    more: tuple[str, ...] = ()
-    if change == "unseen":
-        second.write_text(second.read_text() + "Maybe\tthe\n")
-    elif change == "ragged":
-        first.write_text(first.read_text() + "True\tthe\tthe\n")
-    elif change == "empty":
-        first.write_text("")
-    elif change == "one class":
-        first.write_text("label\ttext\nTrue\tthe\n")
-    elif change == "missing":
-        first = tmp_path / "nothing.tsv"
-    else:
-        more = {
-            "steep": ("--learning-rate", "1e30"),
-            "batch": ("--batch-size", "0"),
-            "glue": ("--glue", "rte"),
-        }[change]
-    status, _, err = finetune("classify", first, second, tmp_path / "out", "--model", folder, *more)
-    assert status == (2 if change == "batch" else 1)
-    assert told in err
-    assert len(err.splitlines()) == 1 or change == "batch"  # and how it is used
-
-
-@pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    pytest.importorskip("seqeval", reason="needs the extra train")
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return import_module("metrics")
-
-
-@pytest.mark.parametrize(
-    ("expected", "predicted", "exact", "f1"),
-    [
-        (["the Denver Broncos"], "Denver  broncos!", 1, 1),
-        (["Denver Broncos"], "Broncos", 0, 2 / 3),  # precision 1, recall 1/2
-        (["Denver Broncos", "Broncos"], "Broncos", 1, 1),  # the best fit counts
-        (["a b c d"], "d b x", 0, 2 * (2 / 3) * (2 / 3) / (4 / 3)),  # "a" is an article
-        (["x x y"], "x x x", 0, 2 / 3),  # two x in common
-        ([], "", 1, 1),
-        ([], "something", 0, 0),
-        (["something"], "", 0, 0),
-        (["the"], "", 1, 1),  # nothing is left of it
-        (["the", "x"], "", 0, 0),
-        (["U.S."], "us", 1, 1),
-    ],
-)
-def test_squad_by_hand(
-    metrics: ModuleType, expected: list[str], predicted: str, exact: float, f1: float
-) -> None:
-    found = metrics.of_answers([expected, ["b"]], [predicted, "c"])
-    assert found == pytest.approx({"exact": exact / 2, "f1": f1 / 2})
-
-
-def test_metrics_by_hand(metrics: ModuleType) -> None:
-    assert metrics.of_classes([1, 1, 0, 0], [1, 0, 0, 0]) == pytest.approx(
-        {"accuracy": 0.75, "f1": 2 / 3, "matthews": 2 / 12**0.5}
-    )
-    assert metrics.of_classes([0, 1, 2], [0, 1, 1])["macro_f1"] == pytest.approx(5 / 9)
-    assert metrics.of_numbers([1, 2, 3], [2, 4, 9])["spearman"] == pytest.approx(1)
-    assert metrics.of_numbers([1, 2, 3], [2, 4, 9])["pearson"] == pytest.approx(0.970725)
-    assert metrics.of_numbers([1, 2], [3, 3]) == {"pearson": 0, "spearman": 0}
-    found = metrics.of_tags([["B-A", "I-A", "O", "B-B"]], [["B-A", "O", "O", "B-B"]])
-    assert found == {"accuracy": 0.75, "precision": 0.5, "recall": 0.5, "f1": 0.5}
-    assert metrics.of_tags([["O", "B-A"]], [["O", "O"]])["f1"] == 0
-    assert metrics.of_tags([["NN", "VB"]], [["NN", "NN"]]) == {"accuracy": 0.5}
+    assert ask("3", "--check") == 2
+    assert "is not there; scripts/exercise 3 makes it" in capsys.readouterr().err
+    assert ask("3") == 0
+    (tmp_path / "3" / "minibert" / "embeddings.py").write_text("my work")
+    assert ask("3") == 2
+    assert "is there already, with your work" in capsys.readouterr().err
+    assert (tmp_path / "3" / "minibert" / "embeddings.py").read_text() == "my work"
+    assert ask("--check") == 2
+    assert ask() == 0
+    assert capsys.readouterr().out.count("\n") == 10

@@ -118,9 +118,9 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_accumulation_is_one_large_batch(tmp_path: Path) -> None:
-    """In parts of 5, 4 and 3 examples: a mean of means would be another loss."""
+    """In parts of 3, 3, 2, 2 and 2 examples: a mean of means would be another loss."""
     whole = run(tmp_path / "whole", dropout=0)
-    parts = run(tmp_path / "parts", parts=3, dropout=0)
+    parts = run(tmp_path / "parts", parts=5, dropout=0)
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-6)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)  # Adam makes much of small gradients
@@ -296,6 +296,22 @@ def test_clipping(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters())
     train(task._replace(loss=steep), optimizer, Plan(1, 0.5, clip=0.3), tmp_path)
     assert float((model.weight.detach() - before).norm()) == pytest.approx(0.15, rel=1e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_the_gradient_is_that_of_the_mean(tmp_path: Path, parts: int) -> None:
+    """Plain descent shows its length, which Adam and clipping would hide."""
+    model = network(0)
+    task = small_task(model, parts)
+    inputs, labels = examples()
+    rows = [n for part in next(iter(small_task(model).batches(0))) for n in part]
+    mean = F.cross_entropy(model(inputs[rows]), labels[rows])
+    gradients = torch.autograd.grad(mean, list(model.parameters()))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    train(task, torch.optim.SGD(model.parameters()), Plan(1, 1.0, clip=1e6), tmp_path)
+    assert losses(tmp_path)[0] == pytest.approx(float(mean.detach()), abs=1e-6)
+    for old, gradient, new in zip(before, gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old - gradient, rtol=0, atol=1e-6)
 
 
 def test_the_curve_of_transformers(tmp_path: Path) -> None:

@@ -13,20 +13,23 @@ from test_training import network, small_task
 from minibert.plan import Plan, adamw
 from minibert.training import processes, train
 
-folder, parts = Path(sys.argv[1]), int(sys.argv[2])
-model = network()
-task = small_task(model, parts)
-loss = task.loss
-
 
 def slow(model: torch.nn.Module, rows: list[int]) -> tuple[torch.Tensor, int]:
     time.sleep(0.005)
-    return loss(model, rows)
+    return small_task(model).loss(model, rows)
 
 
-if "slowly" in sys.argv:
-    task = task._replace(loss=slow)
-with processes() as (rank, _):
-    train(task, adamw(model), Plan(60, 1e-3, 10, evaluate_every=7, save_every=3), folder)
-    if rank == 0:
-        torch.save(model.state_dict(), folder / "weights.pt")
+def main() -> None:
+    folder, parts = Path(sys.argv[1]), int(sys.argv[2])
+    model = network()
+    task = small_task(model, parts)
+    if "slowly" in sys.argv:
+        task = task._replace(loss=slow)
+    with processes() as (rank, _):
+        train(task, adamw(model), Plan(60, 1e-3, 10, evaluate_every=7, save_every=3), folder)
+        if rank == 0:
+            torch.save(model.state_dict(), folder / "weights.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""scripts/finetune.py and its metrics: each task from files to a folder that others load."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from conftest import ODD, PIECES, ROOT, write_folder
+
+from minibert.loading import load
+from minibert.model import BertModel
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def finetune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run scripts/finetune.py in this process; gives its status and what it printed."""
+    pytest.importorskip("seqeval", reason="needs the extra train")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = import_module("finetune")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, arguments)])
+        status, told = 0, ""
+        try:
+            script.main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 1
+            told = "" if isinstance(stop.code, int) else f"{stop.code}\n"
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err + told
+
+    return run
+
+
+def finetune_alone(
+    *arguments: object, processes: int = 1, kill_at: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run it in processes of its own, on one thread; kill it when its log has so many lines."""
+    pytest.importorskip("seqeval", reason="needs the extra train")
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, str(ROOT / "scripts" / "finetune.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    log = Path(str(arguments[3])) / "run" / "log.jsonl"
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        while kill_at and process.poll() is None:
+            if log.exists() and log.read_bytes().count(b"\n") >= kill_at:
+                process.kill()
+            time.sleep(0.005)
+        out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def words(number: int) -> list[str]:
+    """A sentence of a made-up language, of one to nine words."""
+    draw = random.Random(number)
+    return [draw.choice(PIECES[5:8] + PIECES[11:]) for _ in range(draw.randint(1, 9))]
+
+
+def write_task(folder: Path, task: str) -> list[Path]:
+    """Files in which the label can be told from the words alone."""
+    paths = []
+    for part, count in (("train", 120), ("dev", 40)):
+        sentences = [words(1000 * len(paths) + n) for n in range(count)]
+        if task == "tag":
+            text = "".join(
+                "".join(f"{w} {'B-X' if w == 'the' else 'O'}\n" for w in row) + "\n"
+                for row in sentences
+            )
+        elif task == "answer":
+            rows = [["am"] + [w if w != "the" else "i" for w in row] + ["the"] for row in sentences]
+            paragraphs = [
+                {
+                    "context": " ".join(row),
+                    "qas": [
+                        {
+                            "id": f"{n}",
+                            "question": "the",
+                            "answers": [
+                                {"text": "the", "answer_start": len(" ".join(row[:-1])) + 1}
+                            ],
+                        }
+                    ],
+                }
+                for n, row in enumerate(rows)
+            ]
+            text = json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]})
+        else:
+            label = {"classify": lambda row: "the" in row, "regress": lambda row: row.count("the")}
+            text = "label\ttext\n"
+            text += "".join(f"{label[task](row)}\t{' '.join(row)}\n" for row in sentences)
+        paths.append(folder / f"{part}.{task}{'' if task in ('tag', 'answer') else '.tsv'}")
+        paths[-1].write_text(text)
+    return paths
+
+
+@pytest.fixture
+def beginner(tmp_path: Path) -> Path:
+    """A model that starts as BERT did."""
+    torch.manual_seed(0)
+    return write_folder(tmp_path / "model", BertModel(ODD).eval())
+
+
+QUICK = ("--learning-rate", "3e-3", "--batch-size", "12", "--epochs", "6")
+CLASSES = {
+    "classify": "BertForSequenceClassification",
+    "regress": "BertForSequenceClassification",
+    "tag": "BertForTokenClassification",
+    "answer": "BertForQuestionAnswering",
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [("classify", "accuracy"), ("regress", "pearson"), ("tag", "f1"), ("answer", "exact")],
+)
+def test_finetune(finetune: Run, beginner: Path, tmp_path: Path, task: str, metric: str) -> None:
+    """Each task is learnt, and transformers reads what was saved, with equal logits."""
+    transformers = pytest.importorskip("transformers")
+    output = tmp_path / "out"
+    status, out, err = finetune(
+        task,
+        *write_task(tmp_path, task),
+        output,
+        "--model",
+        beginner,
+        "--stride=2",
+        *QUICK,
+        "--plot",
+    )
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["step"] == 60
+    assert found[metric] > 0.8
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    bert = load(output / "model", head="auto")
+    theirs = getattr(transformers, CLASSES[task]).from_pretrained(output / "model").double()
+    ids = torch.tensor([bert.tokenizer.encode("i am the walrus").input_ids])
+    with torch.inference_mode():
+        ours = bert.head.double()(bert.model.double()(ids))
+        answer = theirs(ids)
+    if task == "answer":
+        expected = torch.stack([answer.start_logits, answer.end_logits], -1)
+    else:
+        expected = answer.logits
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_finetune_killed(beginner: Path, tmp_path: Path) -> None:
+    """With dropout: the same log and weights, bit for bit."""
+    paths = write_task(tmp_path, "classify")
+    options = ("--model", beginner, "--save-every", "4", "--evaluate-every", "6", *QUICK)
+    finetune_alone("classify", *paths, tmp_path / "whole", *options)
+    killed = finetune_alone("classify", *paths, tmp_path / "killed", *options, kill_at=29)
+    assert killed.returncode == -9
+    finetune_alone("classify", *paths, tmp_path / "killed", *options)
+    for name in ("run/log.jsonl", "model/model.safetensors"):
+        whole, killed_file = (tmp_path / run / name for run in ("whole", "killed"))
+        assert whole.read_bytes() == killed_file.read_bytes(), name
+
+
+def test_finetune_on_two_processes(beginner: Path, tmp_path: Path) -> None:
+    paths = write_task(tmp_path, "classify")
+    options = ("--model", beginner, "--accumulate", "2", *QUICK)
+    finetune_alone("classify", *paths, tmp_path / "one", *options)
+    result = finetune_alone("classify", *paths, tmp_path / "two", *options, processes=2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    logs = []
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "run" / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line).get("loss") for line in lines])
+    assert len(logs[0]) == len(logs[1]) == 66
+    losses = [[loss for loss in log if loss is not None] for log in logs]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_finetune_frozen(finetune: Run, beginner: Path, tmp_path: Path, task: str) -> None:
+    paths = write_task(tmp_path, task)
+    options = ("--model", beginner, "--frozen", "--layers=-2,-1", "--combine", "concat")
+    status, out, err = finetune(task, *paths, *options)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["f1"] > 0.8
+    assert {path.name for path in tmp_path.iterdir()} == {"model", *(path.name for path in paths)}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("unseen", "dev.classify.tsv line 42: the label 'Maybe' is none of those that are trained"),
+        ("ragged", "train.classify.tsv line 122: expected 2 columns, got 3"),
+        ("empty", "train.classify.tsv has no examples"),
+        ("one class", "train.classify.tsv has one class only, 'True'"),
+        ("missing", "cannot read "),
+        ("steep", "take a lower learning rate"),
+        ("batch", "--batch-size must be more than 0"),
+        ("glue", "train.classify.tsv has no column sentence1, sentence2; it has label, text"),
+    ],
+)
+def test_finetune_on_bad_input(
+    finetune: Run, folder: Path, tmp_path: Path, change: str, told: str
+) -> None:
+    first, second = write_task(tmp_path, "classify")
+    more: tuple[str, ...] = ()
+    if change == "unseen":
+        second.write_text(second.read_text() + "Maybe\tthe\n")
+    elif change == "ragged":
+        first.write_text(first.read_text() + "True\tthe\tthe\n")
+    elif change == "empty":
+        first.write_text("")
+    elif change == "one class":
+        first.write_text("label\ttext\nTrue\tthe\n")
+    elif change == "missing":
+        first = tmp_path / "nothing.tsv"
+    else:
+        more = {
+            "steep": ("--learning-rate", "1e30"),
+            "batch": ("--batch-size", "0"),
+            "glue": ("--glue", "rte"),
+        }[change]
+    status, _, err = finetune("classify", first, second, tmp_path / "out", "--model", folder, *more)
+    assert status == (2 if change == "batch" else 1)
+    assert told in err
+    assert len(err.splitlines()) == 1 or change == "batch"  # and how it is used
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("seqeval", reason="needs the extra train")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return import_module("metrics")
+
+
+@pytest.mark.parametrize(
+    ("expected", "predicted", "exact", "f1"),
+    [
+        (["the Denver Broncos"], "Denver  broncos!", 1, 1),
+        (["Denver Broncos"], "Broncos", 0, 2 / 3),  # precision 1, recall 1/2
+        (["Denver Broncos", "Broncos"], "Broncos", 1, 1),  # the best fit counts
+        (["a b c d"], "d b x", 0, 2 * (2 / 3) * (2 / 3) / (4 / 3)),  # "a" is an article
+        (["x x y"], "x x x", 0, 2 / 3),  # two x in common
+        ([], "", 1, 1),
+        ([], "something", 0, 0),
+        (["something"], "", 0, 0),
+        (["the"], "", 1, 1),  # nothing is left of it
+        (["the", "x"], "", 0, 0),
+        (["U.S."], "us", 1, 1),
+    ],
+)
+def test_squad_by_hand(
+    metrics: ModuleType, expected: list[str], predicted: str, exact: float, f1: float
+) -> None:
+    found = metrics.of_answers([expected, ["b"]], [predicted, "c"])
+    assert found == pytest.approx({"exact": exact / 2, "f1": f1 / 2})
+
+
+def test_metrics_by_hand(metrics: ModuleType) -> None:
+    assert metrics.of_classes([1, 1, 0, 0], [1, 0, 0, 0]) == pytest.approx(
+        {"accuracy": 0.75, "f1": 2 / 3, "matthews": 2 / 12**0.5}
+    )
+    assert metrics.of_classes([0, 1, 2], [0, 1, 1])["macro_f1"] == pytest.approx(5 / 9)
+    assert metrics.of_numbers([1, 2, 3], [2, 4, 9])["spearman"] == pytest.approx(1)
+    assert metrics.of_numbers([1, 2, 3], [2, 4, 9])["pearson"] == pytest.approx(0.970725)
+    assert metrics.of_numbers([1, 2], [3, 3]) == {"pearson": 0, "spearman": 0}
+    found = metrics.of_tags([["B-A", "I-A", "O", "B-B"]], [["B-A", "O", "O", "B-B"]])
+    assert found == {"accuracy": 0.75, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+    assert metrics.of_tags([["O", "B-A"]], [["O", "O"]])["f1"] == 0
+    assert metrics.of_tags([["NN", "VB"]], [["NN", "NN"]]) == {"accuracy": 0.5}
