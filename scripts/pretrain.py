@@ -25,11 +25,6 @@ from pathlib import Path
 
 import torch
 
-try:
-    from matplotlib.figure import Figure
-except ImportError:  # the extra "plot"
-    Figure = None
-
 import minibert
 from minibert.heads import BertWithHead
 from minibert.hub import load_tokenizer
@@ -43,6 +38,11 @@ from minibert.pretraining import evaluate, loss, steps
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.training import Task, processes, train
 from minibert.vocabulary_training import count_words, train_vocabulary, write_tokenizer
+
+try:
+    from minibert.plots import plot_training
+except ImportError:  # the extra "plot"
+    plot_training = None
 
 HELP = {
     "max_length": "tokens of an instance",
@@ -153,7 +153,8 @@ def train_model(options: argparse.Namespace) -> None:
 
 def report(folder: Path, held_out: Instances | None) -> None:
     """Say how good the model is, and how good one is that knows no more than frequencies."""
-    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    text = (folder / "run" / "log.jsonl").read_text().splitlines()
+    log = list(map(json.loads, text))
     losses = [(line["step"], line["loss"]) for line in log if "loss" in line]
     print(f"{folder}: loss {losses[0][1]:.4f} at step 1, {losses[-1][1]:.4f} at {losses[-1][0]}")
     tried = [(line["step"], line["evaluation"]) for line in log if "evaluation" in line]
@@ -163,18 +164,16 @@ def report(folder: Path, held_out: Instances | None) -> None:
         )
     if held_out:
         print(f"unigram entropy {held_out.unigram_entropy:.4f}, log 2 = {math.log(2):.4f}")
-    if Figure is None:
+    if plot_training is None:
         print("no curve: pip install matplotlib")
         return
-    axes = Figure(figsize=(8, 5), layout="constrained").add_subplot()
-    axes.plot(*zip(*losses, strict=True), color="#56B4E9", label="loss of both, training")
+    axes = plot_training(line for line, entry in zip(text, log, strict=True) if "loss" in entry)
     if held_out:
         masked = [(step, found["masked_lm"]) for step, found in tried]
-        axes.plot(*zip(*masked, strict=True), "o-", color="#0072B2", label="masked LM, held out")
         entropy = held_out.unigram_entropy
-        axes.axhline(entropy, color="#D55E00", linestyle="--", label="unigram entropy")
-    axes.set(xlabel="step", ylabel="nats")
-    axes.legend()
+        axes.plot(*zip(*masked, strict=True), "o-", color="#D55E00", label="masked LM, held out")
+        axes.axhline(entropy, color="#009E73", linestyle="--", label="unigram entropy")
+        axes.legend(frameon=False)
     axes.figure.savefig(folder / "loss.png", dpi=150)
 
 
