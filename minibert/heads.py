@@ -5,6 +5,7 @@ which training needs. Follows [D18] sections 3.1 and 4 and its appendix A. Read 
 what stands in between.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -113,7 +114,7 @@ class PretrainingHead(nn.Module):
     def __init__(self, config: BertConfig, head: HeadConfig, word: nn.Embedding) -> None:
         super().__init__()
         self.config = head
-        self.masked_lm = MaskedLMHead(config, head, word)
+        self.masked_lm = MaskedLMHead(config, replace(head, name="masked-lm"), word)
         self.next_sentence = LinearHead(config, HeadConfig("next-sentence"))
 
     def forward(self, output: BertOutput) -> PretrainingOutput:
