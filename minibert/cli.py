@@ -107,16 +107,48 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from minibert.loading import load
     from minibert.senses import to_json, to_text
 
     texts = list(_lines(options))
-    bert = load(options.model, revision=options.revision, local_files_only=options.local_files_only)
+    bert = _load(options, None)
     comparison = bert.compare(options.word, texts)
     if options.json:
         print(to_json(comparison))
     else:
         print(to_text(comparison, texts, shutil.get_terminal_size().columns))
+
+
+def _fill(options: argparse.Namespace) -> None:
+    from minibert.fill import to_json, to_table
+
+    lines = _lines(options)
+    bert = _load(options, "masked-lm")
+    for number, line in enumerate(lines):
+        blanks = bert.fill(line, options.top_k, options.targets)
+        table = "\n" * (number > 0) + to_table(blanks)
+        print(to_json(line, blanks) if _wants_json(options) else table)
+
+
+def _next(options: argparse.Namespace) -> None:
+    lines = _lines(options)
+    if options.input is None and len(options.text) != 2:
+        raise ValueError(f"give two TEXTs, got {len(options.text)}")
+    bert = _load(options, "next-sentence")
+    for line in lines:
+        # A line of a file is a pair; on the command line the second TEXT comes next.
+        first, bar, second = line.rpartition(" ||| ") if options.input else (line, "|", next(lines))
+        if not bar:
+            raise ValueError(f"expected a pair, A ||| B, got {line[:60]!r}")
+        follows = bert.next_sentence(first, second)
+        if _wants_json(options):
+            record = {"first": first, "second": second, "follows": follows}
+            print(json.dumps(record, ensure_ascii=False))
+        else:
+            print(f"{follows:.6f}  {first} ||| {second}")
+
+
+def _wants_json(options: argparse.Namespace) -> bool:
+    return options.json or not sys.stdout.isatty()
 
 
 def _names(options: argparse.Namespace) -> None:
@@ -197,12 +229,21 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "extract": _extract,
     "tokenize": _tokenize,
     "compare": _compare,
+    "fill": _fill,
+    "next": _next,
     "names": _names,
     "verify": _verify,
     "record": _record,
     "judge": _judge,
     "live": _live,
 }
+
+
+def _load(options: argparse.Namespace, head: str | None) -> Any:
+    from minibert.loading import load
+
+    where = {"revision": options.revision, "local_files_only": options.local_files_only}
+    return load(options.model, head=head, **where)
 
 
 def _files(options: argparse.Namespace) -> ModelFiles:

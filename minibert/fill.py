@@ -113,7 +113,7 @@ def _find_masks(texts: Sequence[str], encodings: Sequence[Encoding], mask: int) 
     for number, encoding in enumerate(encodings):
         found.append([place for place, piece in enumerate(encoding.input_ids) if piece == mask])
         if not found[-1]:
-            raise ValueError(f"text {number + 1} has no [MASK]: {texts[number][:60]!r}")
+            raise ValueError(f"there is no [MASK] in {texts[number][:60]!r}")
     return found
 
 
@@ -188,11 +188,14 @@ def _blank(text: str, number: int, offset: tuple[int, int], ranked: Sequence[_Ra
 
 
 def _put(text: str, start: int, end: int, token: str) -> str:
-    """The text with a token instead of text[start:end].
+    """The text with a token instead of text[start:end], which is a word unless it begins with ##.
 
-    >>> _put("I am a [MASK].", 7, 13, "##n"), _put("I am [MASK].", 5, 11, "Bo")
-    ('I am an.', 'I am Bo.')
+    >>> _put("I am a [MASK].", 7, 13, "##n"), _put("I am[MASK]x", 4, 10, "Bo")
+    ('I am an.', 'I am Bo x')
     """
-    if token.startswith("##") and text[:start].strip():
-        return text[:start].rstrip() + token[2:] + text[end:]
-    return text[:start] + token + text[end:]
+    before, after = text[:start], text[end:]
+    if token.startswith("##") and before.strip():
+        before, token = before.rstrip(), token[2:]
+    elif before[-1:].isalnum() and token[0].isalnum():
+        before += " "
+    return before + token + (" " if token[-1].isalnum() and after[:1].isalnum() else "") + after

@@ -85,7 +85,7 @@ def next_sentence(
     for number, encoding in enumerate(encodings):
         real = zip(encoding.token_type_ids, encoding.special_tokens_mask, strict=True)
         if {segment for segment, is_added in real if not is_added} != {0, 1}:
-            raise ValueError(f"a text of pair {number + 1} has no token: {pairs[number]!r}")
+            raise ValueError(f"a text of the pair {pairs[number]!r} has no token")
     return [rows[0].softmax(dim=-1)[0].item() for rows in logits(model, part, encodings)]
 
 

@@ -38,6 +38,19 @@ _COMMANDS = (
         row is what a static embedding (word2vec, GloVe) would say.""",
     ),
     (
+        "fill",
+        "what could stand at [MASK]",
+        """minibert fill TEXT ...: the likeliest pieces for each [MASK], or how likely some words
+        are. Words of several pieces compare only with words of as many. A table on a terminal, else
+        a JSON object a line.""",
+    ),
+    (
+        "next",
+        "how likely one text follows another",
+        """minibert next TEXT TEXT: the probability that the second text follows the first. In a
+        file a line is "A ||| B".""",
+    ),
+    (
         "names",
         "the tensors that capture and edit reach, and what others call them",
         """minibert names: every tensor that capture and edit reach, in the order of the forward
@@ -84,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, allow_abbrev=False, usage=argparse.SUPPRESS, help=told, description=description
         )
-        if name in ("extract", "tokenize", "compare"):
+        if name in ("extract", "tokenize", "compare", "fill", "next"):
             _add_texts(command, name)
         elif name in ("record", "judge"):
             _add_bundle(command, name)
@@ -107,6 +120,10 @@ def _add_texts(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("word", metavar="WORD", help="as it stands in each text, in any case")
     command.add_argument("text", nargs="*", metavar="TEXT", help="a text, as one argument")
     command.add_argument("--input", metavar="FILE", help="a text a line, UTF-8; - is the input")
+    if name == "fill":
+        count = "how many candidates (default: 5, or all targets)"
+        command.add_argument("--top-k", type=int, metavar="N", help=count)
+        command.add_argument("--targets", type=_words, metavar="A,B", help="only these words")
 
 
 def _add_bundle(command: argparse.ArgumentParser, name: str) -> None:
@@ -215,6 +232,10 @@ def reading_options(options: argparse.Namespace) -> dict[str, Any]:
         "normalize": options.normalize,
         "special_tokens": options.special_tokens,
     }
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _layers(text: str) -> int | list[int] | str:

@@ -111,8 +111,8 @@ def test_a_long_text_is_filled(bert: Bert) -> None:
 @pytest.mark.parametrize(
     ("texts", "arguments", "says"),
     [
-        (["[MASK]", "I am [mask]."], {}, r"text 2 has no \[MASK\]: 'I am \[mask\]\.'"),
-        ("", {}, r"text 1 has no \[MASK\]: ''"),
+        (["[MASK]", "I am [mask]."], {}, r"there is no \[MASK\] in 'I am \[mask\]\.'"),
+        ("", {}, r"there is no \[MASK\] in ''"),
         ("[MASK]", {"top_k": 0}, "top_k must be from 1 to 14, got 0"),
         ("[MASK]", {"top_k": 15}, "top_k must be from 1 to 14, got 15"),
         ("[MASK]", {"targets": "a"}, "targets must be a list of words, got 'a'"),

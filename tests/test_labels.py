@@ -154,9 +154,9 @@ def test_next_sentence_is_class_0(tmp_path_factory: pytest.TempPathFactory) -> N
 @pytest.mark.parametrize(
     ("first", "second", "says"),
     [
-        ("a", "", r"a text of pair 1 has no token: \('a', ''\)"),
-        ("", "a", "a text of pair 1 has no token"),
-        (["a", "b"], ["a", "\n"], r"a text of pair 2 has no token: \('b', '\\n'\)"),
+        ("a", "", r"a text of the pair \('a', ''\) has no token"),
+        ("", "a", r"a text of the pair \('', 'a'\) has no token"),
+        (["a", "b"], ["a", "\n"], r"a text of the pair \('b', '\\n'\) has no token"),
         ("a", ["b"], "first and second must be two texts, or two lists of equally many"),
         (["a", "b"], ["b"], "first and second must be two texts, or two lists of equally many"),
         ("a " * 9, "b " * 9, "text 1 has 21 tokens, more than the 17"),

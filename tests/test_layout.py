@@ -56,8 +56,8 @@ BUDGETS = {
     "parity": 300,
     "mistakes": 230,
     "verify": 220,
-    "options": 250,
-    "cli": 250,
+    "options": 270,
+    "cli": 280,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
