@@ -55,7 +55,7 @@ BUDGETS = {
     "bundle": 200,
     "parity": 300,
     "mistakes": 230,
-    "verify": 220,
+    "verify": 270,
     "options": 270,
     "cli": 280,
 }
