@@ -112,10 +112,8 @@ def _compare(options: argparse.Namespace) -> None:
     texts = list(_lines(options))
     bert = _load(options, None)
     comparison = bert.compare(options.word, texts)
-    if options.json:
-        print(to_json(comparison))
-    else:
-        print(to_text(comparison, texts, shutil.get_terminal_size().columns))
+    text = to_text(comparison, texts, shutil.get_terminal_size().columns)
+    print(to_json(comparison) if options.json else text)
 
 
 def _fill(options: argparse.Namespace) -> None:
@@ -140,11 +138,9 @@ def _next(options: argparse.Namespace) -> None:
         if not bar:
             raise ValueError(f"expected a pair, A ||| B, got {line[:60]!r}")
         follows = bert.next_sentence(first, second)
-        if _wants_json(options):
-            record = {"first": first, "second": second, "follows": follows}
-            print(json.dumps(record, ensure_ascii=False))
-        else:
-            print(f"{follows:.6f}  {first} ||| {second}")
+        record = {"first": first, "second": second, "follows": follows}
+        text = f"{follows:.6f}  {first} ||| {second}"
+        print(json.dumps(record, ensure_ascii=False) if _wants_json(options) else text)
 
 
 def _wants_json(options: argparse.Namespace) -> bool:
@@ -173,13 +169,19 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _record(options: argparse.Namespace) -> None:
+    from minibert.bundle import record
+
+    model, head = _model_and_head(options, _files(options))
+    record(model, options.bundle, head)
+
+
+def _model_and_head(options: argparse.Namespace, files: ModelFiles) -> tuple[Any, Any]:
     import torch
 
-    from minibert.bundle import record
-    from minibert.checkpoint import read_model
+    from minibert.checkpoint import read_head_config, read_model_and_head
 
-    model = read_model(_files(options), "cpu", getattr(torch, options.dtype), allow_pickle=False)
-    record(model, options.bundle)
+    head = read_head_config(files, options.head)
+    return read_model_and_head(files, "cpu", getattr(torch, options.dtype), False, head)
 
 
 def _judge(options: argparse.Namespace) -> None:
@@ -203,23 +205,23 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _live(options: argparse.Namespace) -> None:
-    import torch
-
     try:
-        from transformers import BertModel
+        import transformers
     except ImportError as error:
         raise CheckpointError("transformers is not installed; pip install transformers") from error
 
     from minibert.bundle import fixed_inputs
-    from minibert.checkpoint import read_model
+    from minibert.head_config import HEADS
     from minibert.parity import live, to_json, to_table
 
-    dtype = getattr(torch, options.dtype)
     files = _files(options)
-    model = read_model(files, "cpu", dtype, allow_pickle=False)
+    model, head = _model_and_head(options, files)
     folder = files.require("config.json").parent  # and by now the weights, whole or in shards
-    theirs = BertModel.from_pretrained(folder, attn_implementation="eager").to(dtype)
-    comparison = live(model, theirs, fixed_inputs(model.config))
+    kind = getattr(transformers, HEADS[head.config.name] if head else "BertModel")
+    theirs = kind.from_pretrained(folder, attn_implementation="eager").to(
+        next(model.parameters()).dtype
+    )
+    comparison = live(model, theirs, fixed_inputs(model.config), head)
     print(to_json(comparison) if options.json else to_table(comparison))
     if comparison.first is not None:
         raise CheckpointError(f"{options.model} differs from transformers")

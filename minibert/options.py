@@ -8,6 +8,7 @@ import argparse
 import importlib.metadata
 from typing import Any
 
+from minibert.head_config import HEADS
 from minibert.hub import DEFAULT_MODEL
 
 LAYERS_HELP = """which states, such as -1,-2,-3,-4, or all of the layers (default: -1). Negative
@@ -149,6 +150,8 @@ def _add_model(command: argparse.ArgumentParser, name: str) -> None:
     if name in ("record", "live"):
         dtypes = ["float32", "float64"]
         command.add_argument("--dtype", choices=dtypes, default="float64", help="default: float64")
+        told = f"with the logits of a head: auto (what config.json names) or {', '.join(HEADS)}"
+        command.add_argument("--head", metavar="NAME", help=told)
 
 
 def add_extract_options(command: argparse.ArgumentParser) -> None:

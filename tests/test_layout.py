@@ -57,7 +57,7 @@ BUDGETS = {
     "mistakes": 230,
     "verify": 270,
     "options": 270,
-    "cli": 280,
+    "cli": 285,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
