@@ -6,6 +6,7 @@ Read next: senses.py.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ from minibert.encoding import Encoding
 from minibert.hooks import capture
 from minibert.model import BertModel
 from minibert.vectors import Reading
+from minibert.workers import count_workers, run_batches
 
-BATCH_TOKENS = 2048  # on two cores of a CPU, minilm is as fast with 512 and with 8192
+BATCH_TOKENS = 1024  # on two cores of a CPU, minilm is as fast with 512 and with 2048
+WORKER_TOKENS = 512  # less work than this for each is done before a worker has begun
 
 
 class _Window(NamedTuple):
@@ -45,7 +48,7 @@ def mixed_states(
         encodings: of texts of any length.
         reading: which layers, and how they are combined.
         stride: how many tokens the windows of a long text share; None means half of what fits.
-        batch_tokens: how many tokens go through at once, but at least one window.
+        batch_tokens: how many tokens are in a batch, but at least one window.
 
     Yields:
         (number of the text, its states): what Reading.mix gives, (T, ...), for all of its tokens;
@@ -60,13 +63,16 @@ def mixed_states(
     most = model.config.max_position_embeddings
     by_text = [_windows(n, encoding, most, stride) for n, encoding in enumerate(encodings)]
     done: dict[int, dict[int, NDArray[np.float32]]] = {}
-    for batch in _batches([window for windows in by_text for window in windows], batch_tokens):
-        for window, states in zip(batch, _run(model, batch, reading), strict=True):
+    batches = list(_batches([window for windows in by_text for window in windows], batch_tokens))
+    tokens = sum(len(window.input_ids) for batch in batches for window in batch)
+    workers = count_workers(model, min(len(batches), tokens // WORKER_TOKENS))
+    for batch, results in run_batches(model, batches, partial(_run, reading=reading), workers):
+        for window, states in zip(batch, results, strict=True):
             parts = done.setdefault(window.text, {})
             parts[window.start] = states
             if len(parts) == len(by_text[window.text]):
                 yield window.text, _join(by_text[window.text], done.pop(window.text), reading)
-        del states, parts  # or this batch would stay while the next is computed
+        del results, states, parts  # or this batch would stay while the next is computed
 
 
 def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window]]:
@@ -78,7 +84,7 @@ def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
-def _run(model: BertModel, batch: Sequence[_Window], reading: Reading) -> NDArray[np.float32]:
+def _run(model: BertModel, batch: list[_Window], reading: Reading) -> NDArray[np.float32]:
     """Windows of one length: (B, T, ...), or (B, 1, H) for the pooler."""
     device = model.embeddings.word.weight.device
     ids = torch.tensor([window.input_ids for window in batch], device=device)

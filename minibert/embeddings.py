@@ -15,9 +15,9 @@ class Embeddings(nn.Module):
     The result is state 0, what the first encoder layer reads.
 
     How the released model departs from the papers:
-        LayerNorm and dropout after the sum are not in the figure (modeling.py:520). The vectors are
-        not multiplied by sqrt(H) as in [V17] section 3.4, and positions are learned, where [V17]
-        section 3.5 has sinusoids.
+        The LayerNorm of the sum is in neither (modeling.py:520), and stands before the dropout of
+        [V17] section 5.4. The vectors are not multiplied by sqrt(H) as in [V17] section 3.4, and
+        positions are learned, where [V17] section 3.5 has sinusoids.
 
     Source: google-research/bert@eedf571 modeling.py:428-521.
     """

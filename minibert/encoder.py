@@ -17,7 +17,7 @@ from minibert.config import BertConfig
 class SelfAttention(nn.Module):
     """Every token reads from every real token, in A heads at once.
 
-        Attention(Q, K, V) = softmax(Q K^T / sqrt(D)) V              [V17] equation (1)
+        Attention(Q, K, V) = softmax(Q K^T / sqrt(D)) V              [V17] equation (1), figure 2
         MultiHead = Concat(head_1, ..., head_A) W_O                  [V17] section 3.2.2
 
     Submodules, in the order of the data:
@@ -111,15 +111,15 @@ class FeedForward(nn.Module):
 
 
 def activation(name: str) -> nn.Module:
-    """What hidden_act of config.json names: GELU by erf ("gelu") or by tanh, or ReLU."""
+    """By hidden_act: GELU by erf ("gelu") or tanh, [H16] section 2, [D18] appendix A.2; or ReLU."""
     return nn.ReLU() if name == "relu" else nn.GELU("none" if name == "gelu" else "tanh")
 
 
 class EncoderLayer(nn.Module):
     """Attention, then feed-forward; each is added to its input and the sum is normalised.
 
-        x = LayerNorm(x + Sublayer(x))                               [V17] section 3.1
-        LayerNorm(x) = (x - mean) / sqrt(variance + eps) * g + b     [B16] equation (4)
+        x = LayerNorm(x + Sublayer(x))                               [V17] section 3.1, figure 1
+        LayerNorm(x) = (x - mean) / sqrt(variance + eps) * g + b     [B16] equations (3) and (4)
 
     LayerNorm comes after the sum (post-LN). Most later models put it before the sublayer, which
     with BERT's weights gives other numbers and no error. Not in the paper: eps.

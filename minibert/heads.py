@@ -1,8 +1,8 @@
 """The heads: what turns BERT's vectors into answers, in pre-training and in fine-tuning.
 
 Holds MaskedLMHead; LinearHead, which is five of the others; PretrainingHead; and BertWithHead,
-which training needs. Follows [D18] sections 3.1 and 4 and its appendix A. Read next: names.py,
-what stands in between.
+which training needs. Follows [D18] figure 1, sections 3.1 and 4, and appendix A. Read next:
+names.py, what stands in between.
 """
 
 from dataclasses import replace
@@ -29,9 +29,9 @@ class MaskedLMHead(nn.Module):
 
         logits = LayerNorm(GELU(x W + b)) E^T + bias                 [D18] section 3.1, task 1
 
-    E is the word embedding: `decoder` is that very module, so that both stay tied through loading,
-    training and `to`. How the released model departs from the paper: the layer in front of E, its
-    LayerNorm, and the bias are not in it.
+    E is the word embedding, as in [V17] section 3.4: `decoder` is that very module, so that both
+    stay tied through loading, training and `to`. How the released model departs from [D18]: the
+    layer in front of E, its LayerNorm, and the bias are not in it.
 
     Source: google-research/bert@eedf571 run_pretraining.py:240-264.
     """
@@ -56,7 +56,7 @@ class MaskedLMHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """One linear layer, on the pooler's vector or on each token's.
+    """One linear layer, on the pooler's vector or on each token's: [D18] figure 4.
 
     next-sentence: [D18] section 3.1, task 2. (B, 2); class 0: the second text follows the first.
     sequence-classification: section 4.1. (B, number of labels).
@@ -65,7 +65,8 @@ class LinearHead(nn.Module):
     token-classification: section 5.3. (B, T, number of labels).
 
     How the released model departs from the paper: where that says C, the vector of [CLS], the code
-    reads the pooler's, which is tanh(W C + b).
+    reads the pooler's, which is tanh(W C + b). There is a bias, where the paper has W alone, or S
+    and E; and an answer may be anywhere in the text, where section 4.2 asks the paragraph alone.
 
     Source: google-research/bert@eedf571 run_pretraining.py:285-290, and create_model in
     run_classifier.py and run_squad.py, which have no dropout for questions.

@@ -22,7 +22,7 @@ class BertOutput(NamedTuple):
 
 
 class Pooler(nn.Module):
-    """One vector per sequence, from C, the last vector of [CLS]: pooled = tanh(W C + b).
+    """One vector per sequence, from C of [D18] section 3, the last of [CLS]: tanh(W C + b).
 
     Not in the paper, which uses C as it is: google-research/bert@eedf571 modeling.py:224-232.
     """
@@ -110,7 +110,7 @@ def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
         (B, 1, 1, T), for all heads and readers: 0 where the mask is 1; where it is 0, half of the
         dtype's most negative number (half, so that adding a score cannot overflow).
 
-    Not in the paper: google-research/bert@eedf571 modeling.py:524-555 and 709-716, with -10000.
+    Source: google-research/bert@eedf571 modeling.py:709-716, -10000; [V17] section 3.2.3 has -inf.
     """
     bias = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
     bias = bias.masked_fill(attention_mask == 0, torch.finfo(dtype).min / 2)

@@ -17,8 +17,9 @@ class WordPieces(dict[str, tuple[int, ...]]):
     """Word -> ids of its pieces, which are found when the word is first looked up.
 
     At each place the longest piece that fits is taken, and never given back. A word some part of
-    which has no piece is one [UNK], all of it. How the paper and the released models differ: the
-    paper also trains the vocabulary, and marks the beginning of words, not what continues them.
+    which has no piece is one [UNK], all of it. How the released models depart from the paper: it
+    trains the vocabulary, and does not say how a word is then cut, which is Google's code; and it
+    marks the beginning of words, not what continues them.
 
     >>> pieces = WordPieces({"[UNK]": 0, "un": 1, "##aff": 2, "##able": 3, "##a": 4})
     >>> pieces["unaffable"], pieces["unable"], pieces["affable"]

@@ -1,6 +1,8 @@
 """Runs what the README shows, and compares what is printed with what the README says is printed."""
 
 import contextlib
+import importlib
+import inspect
 import io
 import re
 
@@ -62,3 +64,47 @@ def test_names_and_numbers_are_true() -> None:
     for name in re.findall(r"`(?:minibert\.)?(\w+)`", "".join(text for _, text in rows)):
         assert name == "minibert" or hasattr(minibert, name), name
     assert f"{len(MUTATIONS)} classic" in README
+
+
+ROWS = re.findall(r"^\| (\[[A-Z]\d\d\].*?) \| (.*?) \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+
+
+def docstrings(symbol: str) -> str:
+    """Those of a module and of what is named in it, down to the symbol; without line ends."""
+    module, *names = symbol.split(".")
+    item: object = importlib.import_module(f"minibert.{module}")
+    found = [inspect.getdoc(item) or ""]
+    for name in names:
+        item = getattr(item, name)
+        found.append(inspect.getdoc(item) or "")
+    return " ".join(" ".join(found).split())
+
+
+def places(paper: str) -> list[tuple[str, str]]:
+    """ "[V17] figure 1, section 3.1; [D18] table 7" to each tag with each of its places."""
+    references = [reference.partition(" ") for reference in paper.split("; ")]
+    return [(tag, place) for tag, _, some in references for place in some.split(", ")]
+
+
+def test_the_papers_are_in_the_table() -> None:
+    assert len(ROWS) == README.count("\n| [") == 17
+    cited = {place for row in ROWS for place in places(row[0])}
+    for tag, what in {
+        "[V17]": ("equation (1)", "equation (2)", "figure 1", "figure 2"),
+        "[D18]": ("figure 1", "figure 2", "figure 4", "table 7", "appendix A.2"),
+    }.items():
+        assert {(tag, place) for place in what} <= cited
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:40])
+def test_a_row_of_the_papers_is_in_the_code(row: tuple[str, str, str, str]) -> None:
+    paper, says, here, departs = row
+    assert says
+    assert departs
+    symbols = re.findall(r"`([\w.]+)`", here)
+    assert here == ", ".join(f"`{symbol}`" for symbol in symbols)
+    for symbol in symbols:
+        text = docstrings(symbol)
+        for tag, place in places(paper):
+            cited = rf"{re.escape(tag)}[^\[]*{re.escape(place)}(?!\.?\d)"
+            assert re.search(cited, text), f"{symbol} does not say {tag} {place}"
