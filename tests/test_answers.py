@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import PIECES, random_bert_with
 
-from minibert.answers import _windows
+from minibert.answers import _best_window, _windows
 from minibert.bert import Bert
 from minibert.heads import BertWithHead
 
@@ -93,6 +93,17 @@ def test_every_answer_is_that_of_run_squad(bert: Bert, longest: int, stride: int
         assert sum(one.probability for one in with_none) == pytest.approx(1)
         assert [one.start for one in with_none if one.text] == [one.start for one in got]
     assert bert.answer(QUESTION, CONTEXT, 1, longest, 1e9, stride)[0].text == got[0].text
+
+
+def test_the_window_of_a_token_is_that_of_run_squad(bert: Bert) -> None:
+    for words in (1, 12, 13, 23, 40):
+        whole = bert.tokenizer.encode(QUESTION, "a " * words)
+        for stride in range(12):
+            windows = _windows(whole, bert.model, stride)
+            spans = spans_of_the_document(words, 12, 12 - stride)
+            assert [range(window.start, window.end) for window in windows] == spans
+            for token in range(words):
+                assert has_most_context(spans, _best_window(windows, token), token)
 
 
 def test_a_short_context_is_one_window(bert: Bert) -> None:

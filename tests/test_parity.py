@@ -396,6 +396,11 @@ def test_live_with_a_head(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert reads_pooler == ("pooler" in names)  # their models without it are of other heads
     # 18 scores, and the pooler's two tensors in six cases.
     assert len(report["missing"]) == 18 + (0 if reads_pooler else 12)
+    bundle = [str(tmp_path / "bundle"), "--model", str(tmp_path / "model"), "--head", name]
+    assert main(["record", *bundle]) == 0
+    assert names | {"encoder.layers.0.attention.scores"} <= {
+        key.partition("/")[2] for key in read_bundle(tmp_path / "bundle")
+    }
 
 
 def test_live_shows_a_wrong_head() -> None:
