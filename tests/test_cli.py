@@ -314,7 +314,6 @@ def test_what_needs_no_tensor_imports_no_torch(arguments: list[str], model: str)
 import sys
 import time
 from minibert.cli import main
-from minibert.saving import save
 try:
     main({arguments!r})
 finally:

