@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from minibert.edits import ablate_heads, edit, patch_from
+from minibert.heads import Head
 from minibert.hooks import capture
-from minibert.model import BertModel
+from minibert.logits import find_part
+from minibert.model import BertModel, BertOutput
 
 
 def ablate_each_head(model: BertModel, output: Callable[[], Tensor]) -> Tensor:
@@ -179,7 +181,7 @@ def anisotropy(vectors: Tensor) -> Tensor:
     return (units.sum(dim=-2).square().sum(dim=-1) - count) / (count * (count - 1))
 
 
-def read_out(hidden_states: Tensor, head: Callable[[Tensor], Tensor], top_k: int) -> Tensor:
+def read_out(hidden_states: Tensor, head: Head | None, top_k: int) -> Tensor:
     """What [MASK] would be after each layer, if it were the last: the "logit lens".
 
     BERT's layers end with a LayerNorm, and so does the transform in its masked-LM head: a state
@@ -187,7 +189,7 @@ def read_out(hidden_states: Tensor, head: Callable[[Tensor], Tensor], top_k: int
 
     Args:
         hidden_states: (L + 1, H), the states of one token, such as `states.hidden_states[:, 3]`.
-        head: the masked-LM head of this model, (..., H) to logits (..., V).
+        head: masked-lm or pretraining, of the model: `bert.head`.
         top_k: how many ids to give, from 1 to V.
 
     Returns:
@@ -197,8 +199,10 @@ def read_out(hidden_states: Tensor, head: Callable[[Tensor], Tensor], top_k: int
     """
     if hidden_states.dim() != 2:
         raise ValueError(f"expected the states of one token, got {tuple(hidden_states.shape)}")
+    part = find_part(head, "masked-lm")
+    weight = part.get_parameter("dense.weight")
     with torch.no_grad():
-        logits = head(hidden_states)
+        logits: Tensor = part(BertOutput(hidden_states.to(weight.device, weight.dtype), None))
     (count,) = logits.shape[1:]
     if not 1 <= top_k <= count:
         raise ValueError(f"top_k must be from 1 to {count}, got {top_k}")

@@ -11,11 +11,15 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from minibert.answers import Answer, Search, answer
 from minibert.batches import mixed_states
 from minibert.config import BertConfig
 from minibert.encoding import Encoding
+from minibert.fill import Blank, fill
 from minibert.heads import Head
 from minibert.hooks import capture
+from minibert.labels import Score, Tagged, classify, join_pairs, next_sentence, tag
+from minibert.likelihood import Likelihood, pseudo_log_likelihood
 from minibert.model import BertModel
 from minibert.senses import Comparison, compare
 from minibert.source import Source
@@ -126,6 +130,71 @@ class Bert:
             ValueError: if a text does not have the word.
         """
         return compare(self.model, self.tokenizer, word, texts)
+
+    def fill(
+        self,
+        texts: str | Sequence[str],
+        top_k: int | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> list[Blank]:
+        """What could stand at each [MASK] of the texts: the arguments are in fill.py.
+
+        Needs head="masked-lm" or "pretraining".
+        """
+        return fill(self.model, self.head, self.tokenizer, texts, top_k, targets)
+
+    def pseudo_log_likelihood(
+        self, texts: str | Sequence[str], unit: str = "token"
+    ) -> list[Likelihood]:
+        """How likely texts are, by "token" or "word"; likelihood.py says how. Needs "masked-lm"."""
+        return pseudo_log_likelihood(self.model, self.head, self.tokenizer, texts, unit)
+
+    @overload
+    def next_sentence(self, first: str, second: str) -> float: ...  # type: ignore[overload-overlap]
+    @overload
+    def next_sentence(self, first: Sequence[str], second: Sequence[str]) -> list[float]: ...
+    def next_sentence(
+        self, first: str | Sequence[str], second: str | Sequence[str]
+    ) -> float | list[float]:
+        """The probability that the second text follows the first. Needs head="next-sentence".
+
+        Two lists go together as pairs, and give a list.
+        """
+        pairs = join_pairs(first, second)
+        found = next_sentence(self.model, self.head, self.tokenizer, pairs)
+        return found[0] if isinstance(first, str) else found
+
+    def classify(
+        self, texts: TextOrPair | Sequence[TextOrPair], max_length: int | None = None
+    ) -> list[list[Score]]:
+        """Every class with its probability, for each text or pair: see labels.py.
+
+        Needs head="sequence-classification".
+        """
+        return classify(self.model, self.head, self.tokenizer, texts, max_length)
+
+    def tag(self, texts: str | Sequence[str], aggregation: str = "first") -> list[Tagged]:
+        """What each word is, and the spans they make up, for each text: see labels.py.
+
+        Needs head="token-classification".
+        """
+        return tag(self.model, self.head, self.tokenizer, texts, aggregation)
+
+    def answer(
+        self,
+        question: str,
+        context: str,
+        top_k: int = 1,
+        max_answer_length: int = 30,
+        threshold: float | None = None,
+        stride: int | None = None,
+    ) -> list[Answer]:
+        """The best answers to a question in a context: the arguments are in answers.py, Search.
+
+        Needs head="question-answering".
+        """
+        search = Search(top_k, max_answer_length, threshold, stride)
+        return answer(self.model, self.head, self.tokenizer, question, context, search)
 
     def _read(
         self,

@@ -5,6 +5,9 @@
     tensors.safetensors    fixed inputs, and every tensor of `TENSORS` for each of them
     bundle.json            the config, the cases, and the tensors in data flow with their shapes
 
+A head's logits come last, as "logits"; those of pre-training as "prediction_logits" and
+"seq_relationship_logits".
+
 The key of a tensor is its case and its name: "padded/encoder.layers.0.attention.query". Whoever has
 a BERT in another language reads "padded/input_ids", "padded/token_type_ids" and
 "padded/attention_mask" (int64, (B, T)), and writes what it computes under the same keys, in any
@@ -27,6 +30,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from minibert.config import BertConfig, CheckpointError
+from minibert.heads import Head, PretrainingOutput
 from minibert.hooks import capture
 from minibert.model import BertModel
 from minibert.names import NAMES, in_any_layer, tensor_names
@@ -36,6 +40,8 @@ _AGAIN = ("dropout", "layers.i.attention", "layers.i.feed_forward", "encoder", "
 
 # Every tensor that is compared, in data flow: its row in the map of names.
 TENSORS = {row.name: row for row in NAMES if not row.name.endswith(_AGAIN)}
+
+LOGITS = ("logits", *(f"{name}_logits" for name in PretrainingOutput._fields))
 
 _FORMAT = "minibert bundle 1"
 _CASES = ("single", "short", "pair", "padded", "long", "longest")
@@ -82,42 +88,63 @@ def compared_names(model: BertModel) -> list[str]:
 
 
 @torch.no_grad()
-def trace(model: BertModel, inputs: Inputs, names: list[str]) -> dict[str, Tensor]:
+def trace(
+    model: BertModel, inputs: Inputs, names: list[str], head: Head | None = None
+) -> dict[str, Tensor]:
     """Run the model and keep the named tensors, on the CPU, in the order of the names.
+
+    With a head its logits come after them.
 
     Raises:
         ValueError: if the model is in training mode, where dropout makes every run another.
     """
-    if model.training:
+    if model.training or (head is not None and head.training):
         raise ValueError("the model is in training mode, in which no two runs agree; call eval()")
     device = model.embeddings.word.weight.device
     with capture(model, names) as seen:
-        model(*(tensor.to(device) for tensor in inputs))
-    return {name: seen[name].cpu() for name in names}
+        output = model(*(tensor.to(device) for tensor in inputs))
+    kept = {name: seen[name] for name in names}
+    if head is not None:
+        kept |= name_logits(head(output))
+    return {name: tensor.cpu() for name, tensor in kept.items()}
 
 
-def trace_cases(model: BertModel, cases: Mapping[str, Inputs]) -> dict[str, Tensor]:
-    """The inputs of each case, then every tensor of `TENSORS`, in data flow and by their keys."""
+def name_logits(logits: Tensor | PretrainingOutput) -> dict[str, Tensor]:
+    """What a head gave, by the names of `LOGITS`."""
+    if isinstance(logits, Tensor):
+        return {"logits": logits}
+    return {f"{name}_logits": tensor for name, tensor in logits._asdict().items()}
+
+
+def trace_cases(
+    model: BertModel, cases: Mapping[str, Inputs], head: Head | None = None
+) -> dict[str, Tensor]:
+    """The inputs of each case, then every tensor of `TENSORS`, in data flow and by their keys.
+
+    The logits of a head come last.
+    """
     names = compared_names(model)
     tensors = {
         f"{case}/{name}": tensor
         for case, inputs in cases.items()
         for name, tensor in zip(Inputs._fields, inputs, strict=True)
     }
-    traced = {case: trace(model, inputs, names) for case, inputs in cases.items()}
+    traced = {case: trace(model, inputs, names, head) for case, inputs in cases.items()}
+    names = list(next(iter(traced.values()), {}))
     return tensors | {f"{case}/{name}": traced[case][name] for name in names for case in cases}
 
 
-def record(model: BertModel, folder: str | os.PathLike[str]) -> None:
+def record(model: BertModel, folder: str | os.PathLike[str], head: Head | None = None) -> None:
     """Write a bundle for this model, in the dtype that it has.
 
     Args:
         model: in eval mode. In float64 the bundle is the truth for every other dtype.
         folder: where to; is made if need be, and files of an older bundle are replaced. With
             minilm it takes 0.3 GB in float32, with bert-base 0.8 GB; twice that in float64.
+        head: of the model, in eval mode: its logits are written, too.
     """
     cases, folder = fixed_inputs(model.config), Path(folder)
-    tensors = trace_cases(model, cases)
+    tensors = trace_cases(model, cases, head)
     shapes = {name: tuple(inputs.input_ids.shape) for name, inputs in cases.items()}
     about = {
         "format": _FORMAT,
@@ -125,7 +152,8 @@ def record(model: BertModel, folder: str | os.PathLike[str]) -> None:
         "torch": torch.__version__,
         "config": dataclasses.asdict(model.config),
         "cases": {case: {"B": batch, "T": tokens} for case, (batch, tokens) in shapes.items()},
-        "tensors": compared_names(model),
+        "head": None if head is None else head.config.to_dict(),
+        "tensors": list(dict.fromkeys(key.partition("/")[2] for key in tensors))[3:],
         "shapes": {name: row.shape for name, row in TENSORS.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -133,6 +133,8 @@ def read_model_and_head(
     config = read_config(files)  # before the weights: another architecture is not downloaded
     path, tensors = find_weights(files, allow_pickle)
     stored = _by_modern_name(path, tensors, head)
+    if head is not None and not stored.keys() & HEAD_NAMES[head.name].values():
+        raise CheckpointError(f"{path} has no {head.name} head: load another, or give it a new one")
     if config.num_hidden_layers > len(stored):
         count = config.num_hidden_layers
         raise CheckpointError(f"{path} has {len(stored)} tensors, too few for {count} layers")

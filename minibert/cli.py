@@ -108,30 +108,51 @@ def _tokenize(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from minibert.loading import load
     from minibert.senses import to_json, to_text
 
     texts = list(_lines(options))
-    bert = load(options.model, revision=options.revision, local_files_only=options.local_files_only)
+    bert = _load(options, None)
     comparison = bert.compare(options.word, texts)
-    if options.json:
-        print(to_json(comparison))
-    else:
-        print(to_text(comparison, texts, shutil.get_terminal_size().columns))
+    text = to_text(comparison, texts, shutil.get_terminal_size().columns)
+    print(to_json(comparison) if options.json else text)
+
+
+def _fill(options: argparse.Namespace) -> None:
+    from minibert.fill import to_json, to_table
+
+    lines = _lines(options)
+    bert = _load(options, "masked-lm")
+    for number, line in enumerate(lines):
+        blanks = bert.fill(line, options.top_k, options.targets)
+        table = "\n" * (number > 0) + to_table(blanks)
+        print(to_json(line, blanks) if _wants_json(options) else table)
+
+
+def _next(options: argparse.Namespace) -> None:
+    lines = _lines(options)
+    if options.input is None and len(options.text) != 2:
+        raise ValueError(f"give two TEXTs, got {len(options.text)}")
+    bert = _load(options, "next-sentence")
+    for line in lines:
+        # A line of a file is a pair; on the command line the second TEXT comes next.
+        first, bar, second = line.rpartition(" ||| ") if options.input else (line, "|", next(lines))
+        if not bar:
+            raise ValueError(f"expected a pair, A ||| B, got {line[:60]!r}")
+        follows = bert.next_sentence(first, second)
+        record = {"first": first, "second": second, "follows": follows}
+        text = f"{follows:.6f}  {first} ||| {second}"
+        print(json.dumps(record, ensure_ascii=False) if _wants_json(options) else text)
+
+
+def _wants_json(options: argparse.Namespace) -> bool:
+    return options.json or not sys.stdout.isatty()
 
 
 def _lens(options: argparse.Namespace) -> None:
     from minibert.lens import lens_page, write_page
-    from minibert.loading import load
 
     texts = list(_lines(options))
-    bert = load(
-        options.model,
-        head="auto",
-        revision=options.revision,
-        local_files_only=options.local_files_only,
-    )
-    page = lens_page(bert, texts, options.max_length)
+    page = lens_page(_load(options, "auto"), texts, options.max_length)
     if options.output == "-":
         print(page, end="")
     else:
@@ -182,13 +203,19 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _record(options: argparse.Namespace) -> None:
+    from minibert.bundle import record
+
+    model, head = _model_and_head(options, _files(options))
+    record(model, options.bundle, head)
+
+
+def _model_and_head(options: argparse.Namespace, files: ModelFiles) -> tuple[Any, Any]:
     import torch
 
-    from minibert.bundle import record
-    from minibert.checkpoint import read_model
+    from minibert.checkpoint import read_head_config, read_model_and_head
 
-    model = read_model(_files(options), "cpu", getattr(torch, options.dtype), allow_pickle=False)
-    record(model, options.bundle)
+    head = read_head_config(files, options.head)
+    return read_model_and_head(files, "cpu", getattr(torch, options.dtype), False, head)
 
 
 def _judge(options: argparse.Namespace) -> None:
@@ -212,23 +239,23 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _live(options: argparse.Namespace) -> None:
-    import torch
-
     try:
-        from transformers import BertModel
+        import transformers
     except ImportError as error:
         raise CheckpointError("transformers is not installed; pip install transformers") from error
 
     from minibert.bundle import fixed_inputs
-    from minibert.checkpoint import read_model
+    from minibert.head_config import HEADS
     from minibert.parity import live, to_json, to_table
 
-    dtype = getattr(torch, options.dtype)
     files = _files(options)
-    model = read_model(files, "cpu", dtype, allow_pickle=False)
+    model, head = _model_and_head(options, files)
     folder = files.require("config.json").parent  # and by now the weights, whole or in shards
-    theirs = BertModel.from_pretrained(folder, attn_implementation="eager").to(dtype)
-    comparison = live(model, theirs, fixed_inputs(model.config))
+    kind = getattr(transformers, HEADS[head.config.name] if head else "BertModel")
+    theirs = kind.from_pretrained(folder, attn_implementation="eager").to(
+        next(model.parameters()).dtype
+    )
+    comparison = live(model, theirs, fixed_inputs(model.config), head)
     print(to_json(comparison) if options.json else to_table(comparison))
     if comparison.first is not None:
         raise CheckpointError(f"{options.model} differs from transformers")
@@ -240,12 +267,21 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "lens": _lens,
     "plot": _plot,
+    "fill": _fill,
+    "next": _next,
     "names": _names,
     "verify": _verify,
     "record": _record,
     "judge": _judge,
     "live": _live,
 }
+
+
+def _load(options: argparse.Namespace, head: str | None) -> Any:
+    from minibert.loading import load
+
+    where = {"revision": options.revision, "local_files_only": options.local_files_only}
+    return load(options.model, head=head, **where)
 
 
 def _files(options: argparse.Namespace) -> ModelFiles:

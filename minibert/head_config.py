@@ -3,7 +3,7 @@
 Read next: heads.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,13 @@ class HeadConfig:
             raise ValueError(f"the head {self.name} has no labels to choose")
         else:
             object.__setattr__(self, "labels", _FIXED_LABELS.get(self.name, ()))
-        known = PROBLEM_TYPES if self.name == "sequence-classification" else PROBLEM_TYPES[:1]
+        known: Sequence[str] = PROBLEM_TYPES[:1]
+        if self.name == "sequence-classification":  # of one class alone, every text would be
+            known = PROBLEM_TYPES[len(self.labels) == 1 :]
         if self.problem_type not in known:
             raise ValueError(
-                f"problem_type of {self.name} must be one of {', '.join(known)}, "
-                f"got {self.problem_type!r}"
+                f"problem_type of {self.name} must be one of {', '.join(known)} with labels "
+                f"{list(self.labels)[:9]}, got {self.problem_type!r}"
             )
         if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
             raise ValueError(f"classifier_dropout must be in [0, 1), got {self.dropout!r}")

@@ -5,6 +5,7 @@ which training needs. Follows [D18] figure 1, sections 3.1 and 4, and appendix A
 names.py, what stands in between.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -114,7 +115,7 @@ class PretrainingHead(nn.Module):
     def __init__(self, config: BertConfig, head: HeadConfig, word: nn.Embedding) -> None:
         super().__init__()
         self.config = head
-        self.masked_lm = MaskedLMHead(config, head, word)
+        self.masked_lm = MaskedLMHead(config, replace(head, name="masked-lm"), word)
         self.next_sentence = LinearHead(config, HeadConfig("next-sentence"))
 
     def forward(self, output: BertOutput) -> PretrainingOutput:

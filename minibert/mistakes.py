@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from minibert.bundle import Inputs, trace, trace_cases
+from minibert.bundle import LOGITS, Inputs, trace, trace_cases
 from minibert.embeddings import Embeddings
 from minibert.encoder import EncoderLayer, SelfAttention
 from minibert.hooks import state_names
@@ -43,8 +43,7 @@ def diagnose(model: BertModel, expected: Mapping[str, Tensor], got: Mapping[str,
         got: what read_dump gave.
 
     Returns:
-        Words that end the sentence "differs at ...", such as "as the tanh GELU would; with
-        that, nothing else differs", or what differs next.
+        How "differs at ..." goes on: "as the tanh GELU would; with that, nothing else differs".
 
     Raises:
         ValueError: if nothing differs, or the model is not the one of the bundle.
@@ -52,7 +51,10 @@ def diagnose(model: BertModel, expected: Mapping[str, Tensor], got: Mapping[str,
     first = compare(expected, got).first
     if first is None:
         raise ValueError("nothing differs, so there is nothing to diagnose")
+    if first.name in LOGITS:
+        return "so it is the head, as what it reads agrees"
     key = f"{first.case}/{first.name}"
+    got = {key: tensor for key, tensor in got.items() if key.rpartition("/")[2] not in LOGITS}
     model = copy.deepcopy(model).to(expected[key].dtype)
     cases = _inputs(expected)
     here = {first.case: cases[first.case]}

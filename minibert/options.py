@@ -8,6 +8,7 @@ import argparse
 import importlib.metadata
 from typing import Any
 
+from minibert.head_config import HEADS
 from minibert.hub import DEFAULT_MODEL
 
 LAYERS_HELP = """which states, such as -1,-2,-3,-4, or all of the layers (default: -1). Negative
@@ -52,6 +53,19 @@ _COMMANDS = (
         layer by layer. plot layers TEXT: the cosine of a token's vectors in each two states, the
         mean over the tokens. plot senses FILE: accuracy by state, from what scripts/senses.py
         printed.""",
+    ),
+    (
+        "fill",
+        "what could stand at [MASK]",
+        """minibert fill TEXT ...: the likeliest pieces for each [MASK], or how likely some words
+        are. Words of several pieces compare only with words of as many. A table on a terminal, else
+        a JSON object a line.""",
+    ),
+    (
+        "next",
+        "how likely one text follows another",
+        """minibert next TEXT TEXT: the probability that the second text follows the first. In a
+        file a line is "A ||| B".""",
     ),
     (
         "names",
@@ -100,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, allow_abbrev=False, usage=argparse.SUPPRESS, help=told, description=description
         )
-        if name in ("extract", "tokenize", "compare", "lens"):
+        if name in ("extract", "tokenize", "compare", "fill", "next", "lens"):
             _add_texts(command, name)
         elif name in ("record", "judge"):
             _add_bundle(command, name)
@@ -129,6 +143,10 @@ def _add_texts(command: argparse.ArgumentParser, name: str) -> None:
         page = "the page; one that is there is replaced; - is the output"
         command.add_argument("-o", "--output", metavar="PAGE", required=True, help=page)
         command.add_argument("--max-length", type=int, metavar="N", help="cut texts to N tokens")
+    if name == "fill":
+        count = "how many candidates (default: 5, or all targets)"
+        command.add_argument("--top-k", type=int, metavar="N", help=count)
+        command.add_argument("--targets", type=_words, metavar="A,B", help="only these words")
 
 
 def _add_bundle(command: argparse.ArgumentParser, name: str) -> None:
@@ -166,6 +184,8 @@ def _add_model(command: argparse.ArgumentParser, name: str) -> None:
     if name in ("record", "live"):
         dtypes = ["float32", "float64"]
         command.add_argument("--dtype", choices=dtypes, default="float64", help="default: float64")
+        told = f"with the logits of a head: auto (what config.json names) or {', '.join(HEADS)}"
+        command.add_argument("--head", metavar="NAME", help=told)
 
 
 def add_extract_options(command: argparse.ArgumentParser) -> None:
@@ -249,6 +269,10 @@ def reading_options(options: argparse.Namespace) -> dict[str, Any]:
         "normalize": options.normalize,
         "special_tokens": options.special_tokens,
     }
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _layers(text: str) -> int | list[int] | str:

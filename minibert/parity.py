@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from minibert.bundle import TENSORS, Inputs, compared_names, trace_cases
+from minibert.bundle import LOGITS, TENSORS, Inputs, compared_names, trace_cases
+from minibert.heads import Head
 from minibert.model import BertModel
 from minibert.names import in_any_layer
 
@@ -113,7 +114,7 @@ def _difference(key: str, expected: Tensor, got: Tensor, mask: Tensor) -> Differ
     if got.shape != expected.shape or got.dtype not in TOLERANCE:
         problem = f"{got.dtype} {tuple(got.shape)}, expected {tuple(expected.shape)}"
         return Difference(case, name, torch.inf, torch.inf, 0.0, (), 0.0, problem)
-    counts = _real(name, mask).expand(expected.shape)
+    counts = _real(name, expected.dim(), mask).expand(expected.shape)
     right = expected.double().masked_fill(~counts, 0)
     theirs = got.double().masked_fill(~counts, 0)
     gaps = (theirs - right).abs().nan_to_num(torch.inf, torch.inf)
@@ -131,10 +132,10 @@ def _difference(key: str, expected: Tensor, got: Tensor, mask: Tensor) -> Differ
     )
 
 
-def _real(name: str, mask: Tensor) -> Tensor:
+def _real(name: str, dimensions: int, mask: Tensor) -> Tensor:
     """Which numbers of a tensor mean something, from the mask (B, T)."""
-    if name.startswith("pooler"):
-        return mask[:, :1]  # (B, 1), as it reads [CLS] alone
+    if dimensions == 2:
+        return mask[:, :1]  # (B, 1), as the pooler, and what reads it, reads [CLS] alone
     if name.endswith("attention.scores"):
         return mask[:, None, :, None] & mask[:, None, None, :]  # (B, 1, T, T)
     if name.endswith(("attention.probabilities", "attention.context")):
@@ -171,24 +172,29 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps({**about, "tensors": records, "missing": comparison.missing}, indent=1)
 
 
-def live(model: BertModel, theirs: nn.Module, cases: Mapping[str, Inputs]) -> Comparison:
+def live(
+    model: BertModel, theirs: nn.Module, cases: Mapping[str, Inputs], head: Head | None = None
+) -> Comparison:
     """Run Hugging Face's model beside this one, and compare every tensor that its modules show.
 
     Args:
         model: in eval mode.
-        theirs: transformers' BertModel (of a model with heads, its `.bert`) in eval mode, loaded
-            with attn_implementation="eager": no other kernel shows the probabilities.
+        theirs: transformers' BertModel, or with a head its model with that head; in eval mode, and
+            loaded with attn_implementation="eager": no other kernel shows the probabilities.
         cases: what both read, such as fixed_inputs gives.
+        head: of the model, in eval mode.
 
     Raises:
         ValueError: if a model is in training mode, or `theirs` lacks a module.
     """
-    seen = {
-        f"{case}/{name}": tensor
-        for case, inputs in cases.items()
-        for name, tensor in trace_theirs(theirs, inputs, model).items()
-    }
-    return compare(trace_cases(model, cases), seen)
+    encoder = theirs if head is None else theirs.get_submodule("bert")
+    seen: dict[str, Tensor] = {}
+    for case, inputs in cases.items():
+        traced = trace_theirs(encoder, inputs, model)
+        if head is not None:
+            traced |= _their_logits(theirs, inputs, head.config.name)
+        seen |= {f"{case}/{name}": tensor for name, tensor in traced.items()}
+    return compare(trace_cases(model, cases, head), seen)
 
 
 def trace_theirs(theirs: nn.Module, inputs: Inputs, model: BertModel) -> dict[str, Tensor]:
@@ -200,6 +206,8 @@ def trace_theirs(theirs: nn.Module, inputs: Inputs, model: BertModel) -> dict[st
     handles: list[RemovableHandle] = []
     try:
         for name, module_name in _their_modules(model).items():
+            if name.startswith("pooler") and getattr(theirs, "pooler", theirs) is None:
+                continue  # their heads that don't read it leave it out
             if module_name not in modules:
                 raise ValueError(f"their model has no module {module_name!r}; is it a BertModel?")
             keep = partial(_keep_theirs, seen, name, model.config.num_attention_heads)
@@ -213,6 +221,19 @@ def trace_theirs(theirs: nn.Module, inputs: Inputs, model: BertModel) -> dict[st
     # Their positions are (1, T, H), for all rows.
     seen["embeddings.position"] = seen["embeddings.position"].expand_as(seen["embeddings.word"])
     return seen
+
+
+@torch.no_grad()
+def _their_logits(theirs: nn.Module, inputs: Inputs, head: str) -> dict[str, Tensor]:
+    """Run Hugging Face's model with its head, and give its logits in the shapes of minibert."""
+    device = next(theirs.parameters()).device
+    read = {name: tensor.to(device) for name, tensor in inputs._asdict().items()}
+    if head == "multiple-choice":  # each row is a question with its only choice
+        read = {name: tensor[:, None] for name, tensor in read.items()}
+    output = theirs(**read)
+    if head == "question-answering":
+        return {"logits": torch.stack([output.start_logits, output.end_logits], dim=-1).cpu()}
+    return {name: tensor.cpu() for name, tensor in output.items() if name in LOGITS}
 
 
 def _their_modules(model: BertModel) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The same word in several sentences: how alike is it, layer by layer? [D18] against word2vec.
 
 A static embedding (word2vec, GloVe) has one vector per word, whatever stands around it; BERT has
-one per occurrence. Read next: bert.py.
+one per occurrence. Read next: logits.py.
 """
 
 import json

@@ -1,7 +1,8 @@
 """The published numbers: does a model give what others have printed for its weights?
 
 `published_numbers.json` has the numbers, each with its source. What the weights at hand allow is
-run; a number that needs a head is listed as not run, and never as passed. Read next: lens.py.
+run; a number that needs a head which the file lacks is listed as not run, and never as passed. Read
+next: lens.py.
 """
 
 import json
@@ -16,20 +17,23 @@ from torch import Tensor
 from minibert.bert import Bert
 from minibert.cache import sha256
 from minibert.config import CheckpointError
+from minibert.glossary import HEAD_NAMES, modern_name
 from minibert.hooks import capture
 from minibert.hub import ModelFiles, find_files
 from minibert.loading import load
+from minibert.logits import find_part
 from minibert.model import BertOutput
+from minibert.weights import find_weights
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
-# Readings that need what BertModel does not have.
+# Readings that need a head.
 _NEEDS = {
-    "masked_lm_logits": "the masked LM head",
-    "fill_mask": "the masked LM head",
-    "pseudo_log_likelihood": "the masked LM head",
-    "pseudo_log_likelihood_sum": "the masked LM head",
-    "next_sentence_logits": "the next sentence head",
+    "masked_lm_logits": "masked-lm",
+    "fill_mask": "masked-lm",
+    "pseudo_log_likelihood": "masked-lm",
+    "pseudo_log_likelihood_sum": "masked-lm",
+    "next_sentence_logits": "next-sentence",
 }
 
 
@@ -68,24 +72,29 @@ def verify(
         local_files_only: ask the Hub nothing; take its cache as it is.
 
     Returns:
-        The numbers, in the order of the file; those that need a head were not run.
+        The numbers, in the order of the file; those that need a head which is not there were not
+        run.
 
     Raises:
         ValueError: if no number is published for this model; names the models that have some.
         CheckpointError: if the model cannot be loaded.
     """
-    sets = _find_sets(find_files(source, revision, local_files_only))
-    bert = load(source, revision=revision, local_files_only=local_files_only)
+    files = find_files(source, revision, local_files_only)
+    sets = _find_sets(files)
+    heads = _find_heads(files, sets)
+    head = "pretraining" if len(heads) == 2 else next(iter(heads), None)
+    bert = load(source, head=head, revision=revision, local_files_only=local_files_only)
     numbers = []
     for entry in sets:
         reading = entry["reading"]
+        is_run = _NEEDS.get(reading) in (None, *heads)
+        needs = "" if is_run else f"the head {_NEEDS[reading]}"
         with torch.inference_mode():
-            values = None if reading in _NEEDS else _READINGS[reading](bert, entry)
+            values = _READINGS[reading](bert, entry) if is_run else None
         for place, expected in entry["numbers"]:
             got = None if values is None else values[tuple(place)].item()
             tolerance = entry["atol"] + entry["rtol"] * abs(expected)
             name = f"{reading}{place}"
-            needs = _NEEDS.get(reading, "")
             numbers.append(Number(name, entry["source"], expected, got, tolerance, needs))
     return numbers
 
@@ -156,6 +165,13 @@ def _find_sets(files: ModelFiles) -> list[dict[str, Any]]:
     return sets
 
 
+def _find_heads(files: ModelFiles, sets: list[dict[str, Any]]) -> list[str]:
+    """The heads that numbers need and of which the file has anything; loading then asks for all."""
+    needed = {_NEEDS[entry["reading"]] for entry in sets if entry["reading"] in _NEEDS}
+    names = {modern_name(stored.name) for stored in find_weights(files, allow_pickle=False)[1]}
+    return [head for head in sorted(needed) if names & set(HEAD_NAMES[head].values())]
+
+
 def _run(bert: Bert, entry: dict[str, Any]) -> BertOutput:
     names = ("input_ids", "token_type_ids", "attention_mask")
     output: BertOutput = bert.model(
@@ -204,6 +220,35 @@ def _last_four_states_cosine(bert: Bert, entry: dict[str, Any]) -> Tensor:
     return tokens @ tokens.T  # (T, T)
 
 
+def _masked_lm_logits(bert: Bert, entry: dict[str, Any]) -> Tensor:
+    logits: Tensor = find_part(bert.head, "masked-lm")(_run(bert, entry))
+    return logits  # (B, T, V)
+
+
+def _next_sentence_logits(bert: Bert, entry: dict[str, Any]) -> Tensor:
+    logits: Tensor = find_part(bert.head, "next-sentence")(_run(bert, entry))
+    return logits  # (B, 2)
+
+
+def _fill_mask(bert: Bert, entry: dict[str, Any]) -> Tensor:
+    probabilities = torch.full((len(entry["texts"]), len(bert.tokenizer)), torch.nan)
+    for blank in bert.fill(entry["texts"], top_k=len(bert.tokenizer)):
+        for candidate in blank.candidates:
+            probabilities[blank.text, candidate.ids[0]] = candidate.probability
+    return probabilities  # (N, V)
+
+
+def _pseudo_log_likelihood(bert: Bert, entry: dict[str, Any]) -> Tensor:
+    """(N, T), with nothing for [CLS] and [SEP]."""
+    rows = bert.pseudo_log_likelihood(entry["texts"])
+    of_texts = [torch.tensor([torch.nan, *row.log_probabilities]) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(of_texts, True, torch.nan)
+
+
+def _pseudo_log_likelihood_sum(bert: Bert, entry: dict[str, Any]) -> Tensor:
+    return torch.tensor([row.total for row in bert.pseudo_log_likelihood(entry["texts"])])  # (N,)
+
+
 # What can be read off a model: the file's word for it -> how.
 _READINGS: dict[str, Callable[[Bert, dict[str, Any]], Tensor]] = {
     "cosine": _cosine,
@@ -212,4 +257,9 @@ _READINGS: dict[str, Callable[[Bert, dict[str, Any]], Tensor]] = {
     "pooler_output": _pooler_output,
     "last_four_states": _last_four_states,
     "last_four_states_cosine": _last_four_states_cosine,
+    "masked_lm_logits": _masked_lm_logits,
+    "next_sentence_logits": _next_sentence_logits,
+    "fill_mask": _fill_mask,
+    "pseudo_log_likelihood": _pseudo_log_likelihood,
+    "pseudo_log_likelihood_sum": _pseudo_log_likelihood_sum,
 }

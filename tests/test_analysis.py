@@ -1,9 +1,9 @@
-import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ODD, random_model, their_model
+from conftest import ODD, PIECES, random_bert_with, random_model
 from test_hooks import count_hooks
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from minibert.analysis import (
     word_attention,
 )
 from minibert.bert import Bert
-from minibert.hooks import capture
+from minibert.saving import save
 
 TEXTS = [
     "The bank raised the interest rate, and she sat on the bank of the river.",
@@ -137,31 +137,33 @@ def test_anisotropy() -> None:
         anisotropy(three[:1])
 
 
-def test_what_a_mask_would_be_after_each_layer() -> None:
-    states = torch.tensor([[1.0, 0], [0, 1], [1, 2]])
-    table = torch.tensor([[3.0, 0], [0, 2], [2, 2]])  # three pieces: scores 3a, 2b, 2a + 2b
-    assert read_out(states, lambda state: state @ table.T, 2).tolist() == [[0, 2], [1, 2], [2, 1]]
-    for top_k in (0, 4):
-        with pytest.raises(ValueError, match=f"top_k must be from 1 to 3, got {top_k}"):
-            read_out(states, lambda state: state @ table.T, top_k)
-    with pytest.raises(ValueError, match=r"states of one token, got \(2,\)"):
-        read_out(states[0], lambda state: state, 1)
-
-
-def test_the_last_row_is_what_the_masked_lm_of_transformers_says() -> None:
+def test_what_a_mask_would_be_after_each_layer(tmp_path: Path) -> None:
+    """After the last it is what it is; before, what the head of transformers makes of the state."""
     transformers = pytest.importorskip("transformers")
-    model = random_model(ODD)
-    config = transformers.BertConfig(**dataclasses.asdict(ODD))
-    theirs = transformers.BertForMaskedLM(config).eval()
-    theirs.bert.load_state_dict(their_model(model).state_dict(), strict=False)
-    ids = torch.tensor([[1, 2, 4, 3]])
-    with torch.no_grad(), capture(model, "hidden_states") as seen:
-        model(ids)
-        expected = theirs(ids).logits[0, 2]
-    token = torch.cat(seen.hidden_states)[:, 2]
-    assert (
-        read_out(token, theirs.cls, 14)[-1].tolist() == expected.argsort(descending=True).tolist()
-    )
+    bert = random_bert_with("pretraining")
+    save(bert, tmp_path / "model")
+    theirs = transformers.BertForPreTraining.from_pretrained(tmp_path / "model").eval()
+    token = bert.states("the [MASK] am").hidden_states[:, 2]
+    rows = read_out(token, bert.head, len(PIECES))
+    assert rows.shape == (4, len(PIECES))
+    with torch.no_grad():
+        expected = theirs.cls.predictions(token)
+    assert rows.tolist() == expected.argsort(dim=-1, descending=True).tolist()
+    assert len({tuple(row) for row in rows.tolist()}) == 4
+    candidates = bert.fill("the [MASK] am", top_k=5)[0].candidates
+    assert read_out(token, bert.head, 5)[-1].tolist() == [one.ids[0] for one in candidates]
+
+
+def test_what_cannot_be_read_out() -> None:
+    bert = random_bert_with("masked-lm")
+    states = bert.states("the [MASK] am").hidden_states
+    for top_k in (0, 15):
+        with pytest.raises(ValueError, match=f"top_k must be from 1 to 14, got {top_k}"):
+            read_out(states[:, 2], bert.head, top_k)
+    with pytest.raises(ValueError, match=r"states of one token, got \(4, 5, 33\)"):
+        read_out(states, bert.head, 1)
+    with pytest.raises(ValueError, match="this takes the head masked-lm, got none"):
+        read_out(states[:, 2], None, 1)
 
 
 def test_minilm_has_heads_for_neighbours(minilm: Bert) -> None:

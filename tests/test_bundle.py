@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ODD, random_model
+from conftest import ODD, random_bert_with, random_model
 from safetensors.torch import load_file
 
 from minibert.bundle import (
+    LOGITS,
     TENSORS,
+    Inputs,
     compared_names,
     fixed_inputs,
     read_bundle,
@@ -17,6 +19,8 @@ from minibert.bundle import (
     trace_cases,
 )
 from minibert.config import BertConfig, CheckpointError
+from minibert.head_config import HEADS
+from minibert.heads import BertWithHead
 from minibert.hooks import capture, state_names
 from minibert.model import BertModel
 from minibert.names import in_any_layer
@@ -98,6 +102,24 @@ def test_a_bundle_is_what_the_model_computes(dtype: torch.dtype, tmp_path: Path)
     torch.testing.assert_close(
         bundle["padded/encoder.layers.2"], output.last_hidden_state, rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["masked-lm", "next-sentence", "pretraining"])
+def test_a_bundle_with_a_head(name: str, tmp_path: Path) -> None:
+    bert = random_bert_with(name, dtype=torch.float64)
+    assert bert.head is not None
+    record(bert.model, tmp_path, bert.head)
+    bundle = read_bundle(tmp_path)
+    about = json.loads((tmp_path / "bundle.json").read_text())
+    assert about["head"]["architectures"] == [HEADS[name]]
+    given = BertWithHead(bert.model, bert.head)(*(bundle[f"padded/{n}"] for n in Inputs._fields))
+    logits = given if isinstance(given, tuple) else (given,)
+    names = LOGITS[1:] if name == "pretraining" else LOGITS[:1]
+    assert about["tensors"] == [*compared_names(bert.model), *names]
+    for key, expected in zip(names, logits, strict=True):
+        torch.testing.assert_close(bundle[f"padded/{key}"], expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="in training mode"):
+        record(bert.model, tmp_path, bert.head.train())
 
 
 def test_a_bundle_describes_itself(tmp_path: Path) -> None:

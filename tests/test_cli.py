@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import on_a_terminal, run_python
+from conftest import on_a_terminal, random_bert_with, run_python
 from safetensors.torch import load_file
 
 import minibert
 from minibert.cli import main
+from minibert.saving import save
 
 COMMAND = str(Path(sys.executable).parent / "minibert")  # as pip installed it
 
@@ -43,6 +44,84 @@ def test_tokenize_explains_itself(model: str, capsys: pytest.CaptureFixture[str]
     assert record["input_ids"] == [2, 5, 6, 3]
     assert record["offsets"] == [[0, 0], [0, 1], [2, 4], [0, 0]]
     assert record["word_ids"] == [None, 0, 1, None]
+
+
+@pytest.fixture
+def with_heads(tmp_path: Path) -> str:
+    save(random_bert_with("pretraining"), tmp_path / "with_heads")
+    return str(tmp_path / "with_heads")
+
+
+def test_fill(with_heads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bert = minibert.load(with_heads, head="masked-lm")
+    texts = ["I am the [MASK].", "[MASK] b [MASK]"]
+    assert main(["fill", "--model", with_heads, *texts, "--top-k", "3"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["text"] == texts[0]
+    assert [len(record["masks"]) for record in (first, second)] == [1, 2]
+    best = bert.fill(texts[0])[0].candidates
+    assert [row["token"] for row in first["masks"][0]["candidates"]] == [c.token for c in best[:3]]
+    command = ["fill", "--model", with_heads, *texts, "--targets", "walrus,a"]
+    table = on_a_terminal(COMMAND, *command)
+    rows = [row.split() for row in table.split("\n")[:-1]]
+    assert [len(row) > 0 for row in rows] == [True, True, False, True, True, False, True, True]
+    assert {rows[0][1], rows[1][1]} == {"walrus", "a"}
+    ranked = bert.fill(texts[0], targets=["walrus", "a"])[0].candidates
+    assert table.startswith(f"{ranked[0].probability:.6f}  {ranked[0].token:6}  I am the ")
+    assert json.loads(on_a_terminal(COMMAND, "fill", "--json", *command[1:]).split("\n")[1])
+
+
+def test_next(with_heads: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = minibert.load(with_heads, head="next-sentence").next_sentence("I am", "a ||| b.")
+    command = ["next", "--model", with_heads]
+    assert main([*command, "I am", "a ||| b."]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == {"first": "I am", "second": "a ||| b.", "follows": pytest.approx(expected)}
+    assert on_a_terminal(COMMAND, *command, "a", "b").endswith("  a ||| b\n")
+    (tmp_path / "pairs").write_text("a ||| b\nI am ||| the walrus\n")
+    assert main([*command, "--input", str(tmp_path / "pairs")]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["first"], record["second"]) for record in records] == [
+        ("a", "b"),
+        ("I am", "the walrus"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["fill", "a"], 2, "there is no [MASK] in 'a'"),
+        (["fill"], 2, "give either TEXT or --input FILE"),
+        (["fill", "[MASK]", "--top-k", "0"], 2, "top_k must be from 1 to 14, got 0"),
+        (
+            ["fill", "[MASK]", "--targets", "a,"],
+            2,
+            "the target '' has no pieces in this vocabulary",
+        ),
+        (["fill", "[MASK]", "--model", "minilm"], 1, "has no masked-lm head: load another, or"),
+        (["next", "a"], 2, "give two TEXTs, got 1"),
+        (["next", "a", "b", "a"], 2, "give two TEXTs, got 3"),
+        (["next", "a", ""], 2, "a text of the pair ('a', '') has no token"),
+        (["next", "--input", "{tmp}/text"], 2, "expected a pair, A ||| B, got 'a b'"),
+        (["next", "a", "b " * 20], 2, "text 1 has 24 tokens, more than the 17 that this model"),
+        (["next", "a", "b", "--model", "minilm"], 1, "has no next-sentence head: load another"),
+    ],
+)
+@pytest.mark.usefixtures("minilm_folder")
+def test_heads_in_one_line(
+    arguments: list[str],
+    status: int,
+    says: str,
+    with_heads: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text").write_text("a b\n")
+    command = [arguments[0], "--model", with_heads, *arguments[1:]]
+    assert main([part.format(tmp=tmp_path) for part in command]) == status
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
 def test_names(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,6 +378,8 @@ def test_a_pickle_must_be_allowed(folder: Path, capsys: pytest.CaptureFixture[st
         ["tokenize", "a"],
         ["extract", "a"],
         ["compare", "a", "a"],
+        ["fill", "[MASK]"],
+        ["next", "a", "a"],
         ["verify"],
         ["record", "{tmp}/bundle"],
         ["live"],

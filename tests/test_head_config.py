@@ -53,6 +53,9 @@ def test_one_label_is_regression_unless_config_json_says_otherwise() -> None:
     assert HeadConfig.from_dict(name, {}).problem_type == PROBLEM_TYPES[0]
     one["problem_type"] = PROBLEM_TYPES[1]
     assert HeadConfig.from_dict(name, one).problem_type == PROBLEM_TYPES[1]
+    one["problem_type"] = PROBLEM_TYPES[0]  # transformers refuses it, too
+    with pytest.raises(ValueError, match="must be one of multi_label_classification, regression w"):
+        HeadConfig.from_dict(name, one)
 
 
 def test_dropout_is_the_classifiers_own_or_that_of_hidden_states() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ODD, random_batch, random_model
+from conftest import ODD, random_batch, random_bert_with, random_model
 from safetensors.torch import save_file
 from test_model import MUTATIONS
 from torch import Tensor
@@ -191,6 +191,16 @@ def test_what_if(change: str, model: BertModel) -> None:
 def test_what_if_takes_no_other_word(model: BertModel) -> None:
     with pytest.raises(ValueError, match="change must be one of the tanh GELU, .* got 'nothing'"):
         what_if(model, fixed_inputs(ODD)["short"], "nothing")
+
+
+def test_a_head_that_differs() -> None:
+    bert = random_bert_with("masked-lm")
+    expected = trace_cases(bert.model, fixed_inputs(ODD), bert.head)
+    got = {**expected, "short/logits": expected["short/logits"] + 1}
+    assert diagnose(bert.model, expected, got) == "so it is the head, as what it reads agrees"
+    mutant = make(bert.model, "the tanh GELU")
+    got = trace_cases(mutant, fixed_inputs(ODD), bert.head)
+    assert diagnose(bert.model, expected, got).startswith("as the tanh GELU would; with that, noth")
 
 
 def test_what_if_needs_real_tokens(model: BertModel) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from conftest import ODD, random_batch, random_model, their_model
+from conftest import ODD, random_batch, random_bert_with, random_model, their_model
 from safetensors import safe_open
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minibert.bert import Bert
 from minibert.bundle import (
+    LOGITS,
     TENSORS,
     Inputs,
     compared_names,
@@ -34,11 +35,13 @@ from minibert.bundle import (
     trace,
     trace_cases,
 )
-from minibert.checkpoint import read_model
+from minibert.checkpoint import read_model_and_head
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.encoder import SelfAttention
 from minibert.glossary import checkpoint_names
+from minibert.head_config import HEADS, HeadConfig
+from minibert.heads import Head
 from minibert.hooks import capture, state_names
 from minibert.hub import ModelFiles
 from minibert.loading import load
@@ -53,6 +56,7 @@ from minibert.parity import (
     to_table,
     trace_theirs,
 )
+from minibert.saving import save
 
 
 @pytest.fixture
@@ -352,9 +356,10 @@ def test_live_takes_a_bert_model_in_eval_mode() -> None:
 
 
 def read_mistaken(
-    files: ModelFiles, device: str, dtype: torch.dtype, allow_pickle: bool
-) -> BertModel:
-    return make(read_model(files, device, dtype, allow_pickle), "pre-LN")
+    files: ModelFiles, device: str, dtype: torch.dtype, allow_pickle: bool, head: HeadConfig | None
+) -> tuple[BertModel, Head | None]:
+    model, made = read_model_and_head(files, device, dtype, allow_pickle, head)
+    return make(model, "pre-LN"), made
 
 
 def test_the_live_command(
@@ -367,7 +372,7 @@ def test_the_live_command(
     assert "encoder.layers.2.attention.probabilities" in table
     assert main(["live", "--model", str(folder), "--dtype", "float32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tensors"][0]["tolerance"] == 2e-4
-    monkeypatch.setattr("minibert.checkpoint.read_model", read_mistaken)
+    monkeypatch.setattr("minibert.checkpoint.read_model_and_head", read_mistaken)
     assert main(["live", "--model", str(folder)]) == 1
     assert capsys.readouterr().err.endswith(f"minibert: {folder} differs from transformers\n")
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -375,6 +380,45 @@ def test_the_live_command(
     assert capsys.readouterr().err == (
         "minibert: transformers is not installed; pip install transformers\n"
     )
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_live_with_a_head(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    labels = ("a", "b", "c") if name.endswith("classification") else ()
+    save(random_bert_with(name, labels), tmp_path / "model")
+    assert main(["live", "--model", str(tmp_path / "model"), "--head", "auto", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    names = {one["name"] for one in report["tensors"]}
+    pretraining = {"prediction_logits", "seq_relationship_logits"}
+    assert names & set(LOGITS) == (pretraining if name == "pretraining" else {"logits"})
+    reads_pooler = HeadConfig(name, labels).reads_pooler
+    assert reads_pooler == ("pooler" in names)  # their models without it are of other heads
+    # 18 scores, and the pooler's two tensors in six cases.
+    assert len(report["missing"]) == 18 + (0 if reads_pooler else 12)
+    bundle = [str(tmp_path / "bundle"), "--model", str(tmp_path / "model"), "--head", name]
+    assert main(["record", *bundle]) == 0
+    assert names | {"encoder.layers.0.attention.scores"} <= {
+        key.partition("/")[2] for key in read_bundle(tmp_path / "bundle")
+    }
+
+
+def test_live_shows_a_wrong_head() -> None:
+    transformers = pytest.importorskip("transformers")
+    bert = random_bert_with("question-answering", dtype=torch.float64)
+    config = transformers.BertConfig(**dataclasses.asdict(ODD), attn_implementation="eager")
+    theirs = transformers.BertForQuestionAnswering(config).double().eval()
+    theirs.bert.load_state_dict(their_model(bert.model).state_dict(), strict=False)
+    assert bert.head is not None
+    with torch.no_grad():
+        for part, other in (("weight", theirs.qa_outputs.weight), ("bias", theirs.qa_outputs.bias)):
+            other.copy_(bert.head.get_parameter(f"linear.{part}"))
+    cases = fixed_inputs(ODD)
+    assert live(bert.model, theirs, cases, bert.head).first is None
+    with torch.no_grad():
+        theirs.qa_outputs.bias[1] += 1e-6
+    comparison = live(bert.model, theirs, cases, bert.head)
+    assert "differs at logits (case single)" in comparison.summary
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
