@@ -27,6 +27,7 @@ _PUBLIC = {
     "capture": "hooks",
     "cut_attention": "edits",
     "edit": "edits",
+    "lens_page": "lens",
     "linear_cka": "analysis",
     "load": "loading",
     "load_model": "checkpoint",
@@ -34,6 +35,14 @@ _PUBLIC = {
     "new_head": "loading",
     "patch_from": "edits",
     "patch_grid": "analysis",
+    "plot_ablation": "plots",
+    "plot_attention": "plots",
+    "plot_layers": "plots",
+    "plot_patching": "plots",
+    "plot_senses": "plots",
+    "plot_similarity": "plots",
+    "plot_training": "plots",
+    "read_accuracies": "plots",
     "read_vectors": "stored",
     "save": "saving",
     "scale_by": "edits",
@@ -66,10 +75,19 @@ if TYPE_CHECKING:  # the same for type checkers, which don't run __getattr__
     from minibert.heads import BertWithHead as BertWithHead
     from minibert.hooks import capture as capture
     from minibert.hub import load_tokenizer as load_tokenizer
+    from minibert.lens import lens_page as lens_page
     from minibert.loading import load as load
     from minibert.loading import new_head as new_head
     from minibert.model import BertModel as BertModel
     from minibert.model import BertOutput as BertOutput
+    from minibert.plots import plot_ablation as plot_ablation
+    from minibert.plots import plot_attention as plot_attention
+    from minibert.plots import plot_layers as plot_layers
+    from minibert.plots import plot_patching as plot_patching
+    from minibert.plots import plot_senses as plot_senses
+    from minibert.plots import plot_similarity as plot_similarity
+    from minibert.plots import plot_training as plot_training
+    from minibert.plots import read_accuracies as read_accuracies
     from minibert.saving import save as save
     from minibert.senses import Comparison as Comparison
     from minibert.stored import read_vectors as read_vectors

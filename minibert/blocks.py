@@ -70,15 +70,20 @@ def _layout(reading: Reading, text: Text, encoding: Encoding) -> Vectors:
     return read(reading, text, encoding, np.empty((len(encoding), 0), np.float32))
 
 
+def read_pair(line: str) -> Text:
+    """A text, or the two that stand around " ||| "."""
+    first, separator, last = line.rstrip().rpartition(" ||| ")
+    # Not a pair if the first text is nothing: Google's script takes the white space off before.
+    return Text(first, last) if separator and first.strip() else Text(line)
+
+
 def encode_line(bert: Bert, job: Job, line: str, number: int) -> tuple[Text, Encoding, bool]:
     """The text of line `number` (from 1), its tokens, and whether they were cut for the model."""
     if not isinstance(line, str):
         raise ValueError(f"line {number}: a text must be str, got {type(line).__name__}")
     if len(line) > TEXT_CHARACTERS:
         raise ValueError(f"line {number} has more than {TEXT_CHARACTERS} characters: split it")
-    first, separator, last = line.rstrip().rpartition(" ||| ")
-    # Not a pair if the first text is nothing: Google's script takes the white space off before.
-    text = Text(first, last) if separator and first.strip() else Text(line)
+    text = read_pair(line)
     most = bert.config.max_position_embeddings
     try:
         encoding = bert.tokenizer.encode(text.first, text.second, job.max_length)

@@ -10,10 +10,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from minibert.config import CheckpointError
-from minibert.hub import ModelFiles, find_files, load_tokenizer
+from minibert.hub import DEFAULT_MODEL, ModelFiles, find_files, load_tokenizer
 from minibert.lines import Lines
 from minibert.options import file_options, parser, reading_options
 
@@ -147,6 +148,46 @@ def _wants_json(options: argparse.Namespace) -> bool:
     return options.json or not sys.stdout.isatty()
 
 
+def _lens(options: argparse.Namespace) -> None:
+    from minibert.lens import lens_page, write_page
+    from minibert.loading import load
+
+    texts = list(_lines(options))
+    bert = load(
+        options.model,
+        head="auto",
+        revision=options.revision,
+        local_files_only=options.local_files_only,
+    )
+    page = lens_page(bert, texts, options.max_length)
+    if options.output == "-":
+        print(page, end="")
+    else:
+        write_page(page, Path(options.output))
+
+
+def _plot(options: argparse.Namespace) -> None:
+    try:
+        from minibert.pictures import Order, check_order, draw, draw_file, save_plot
+    except ImportError as error:
+        told = "matplotlib is not installed; pip install 'minibert-pytorch[plot]'"
+        raise CheckpointError(told) from error
+    from minibert.loading import load
+
+    order = Order(options.kind, options.what, options.head, Path(options.output))
+    check_order(order)
+    if order.kind == "senses":
+        if options.model is not None:
+            raise ValueError("plot senses has no --model: it reads a file")
+        _refuse_without_model(options)
+        axes = draw_file(order)
+    else:
+        name = options.model or DEFAULT_MODEL
+        bert = load(name, revision=options.revision, local_files_only=options.local_files_only)
+        axes = draw(bert, order)
+    save_plot(axes, order.path)
+
+
 def _names(options: argparse.Namespace) -> None:
     from minibert.names import describe
 
@@ -233,6 +274,8 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": _compare,
     "fill": _fill,
     "next": _next,
+    "lens": _lens,
+    "plot": _plot,
     "names": _names,
     "verify": _verify,
     "record": _record,

@@ -52,6 +52,22 @@ _COMMANDS = (
         file a line is "A ||| B".""",
     ),
     (
+        "lens",
+        "a page to look into a model: attention, hidden states, senses, [MASK]",
+        """minibert lens TEXT ... -o PAGE.html: what a model makes of the texts, as one file that
+        any browser opens without a network. "A ||| B" is a pair, which the model reads together.
+        What [MASK] would be is there if the model has a masked-LM head.""",
+    ),
+    (
+        "plot",
+        "a picture for a slide: attention, similarity, senses, layers",
+        """minibert plot attention TEXT --head 3-8: how much each token reads from each other one in
+        that head. plot similarity WORD TEXT ...: the cosine of each two occurrences of a word,
+        layer by layer. plot layers TEXT: the cosine of a token's vectors in each two states, the
+        mean over the tokens. plot senses FILE: accuracy by state, from what scripts/senses.py
+        printed.""",
+    ),
+    (
         "names",
         "the tensors that capture and edit reach, and what others call them",
         """minibert names: every tensor that capture and edit reach, in the order of the forward
@@ -98,10 +114,12 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, allow_abbrev=False, usage=argparse.SUPPRESS, help=told, description=description
         )
-        if name in ("extract", "tokenize", "compare", "fill", "next"):
+        if name in ("extract", "tokenize", "compare", "fill", "next", "lens"):
             _add_texts(command, name)
         elif name in ("record", "judge"):
             _add_bundle(command, name)
+        elif name == "plot":
+            _add_plot(command)
         _add_model(command, name)
         if name == "extract":
             add_extract_options(command)
@@ -111,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
                 "--trace", action="store_true", help="each step, tried pieces in (...)"
             )
             how.add_argument("--json", action="store_true", help="ids, tokens, offsets, word ids")
-        elif name not in ("record", "names"):
+        elif name not in ("record", "names", "lens", "plot"):
             command.add_argument("--json", action="store_true", help="all of it, as JSON")
     return whole
 
@@ -125,6 +143,10 @@ def _add_texts(command: argparse.ArgumentParser, name: str) -> None:
         count = "how many candidates (default: 5, or all targets)"
         command.add_argument("--top-k", type=int, metavar="N", help=count)
         command.add_argument("--targets", type=_words, metavar="A,B", help="only these words")
+    if name == "lens":
+        page = "the page; one that is there is replaced; - is the output"
+        command.add_argument("-o", "--output", metavar="PAGE", required=True, help=page)
+        command.add_argument("--max-length", type=int, metavar="N", help="cut texts to N tokens")
 
 
 def _add_bundle(command: argparse.ArgumentParser, name: str) -> None:
@@ -135,11 +157,23 @@ def _add_bundle(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("dump", metavar="DUMP", help="safetensors, with the same names")
 
 
+def _add_plot(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("kind", choices=["attention", "similarity", "senses", "layers"], help="what is drawn")
+    add("what", nargs="+", metavar="ARG", help="a text, a word and texts, or a file; see above")
+    head = "of attention: LAYER-HEAD, both from 1; in code attentions[LAYER - 1, HEAD - 1]"
+    add("--head", type=_head, metavar="N-N", help=head)
+    picture = "the picture, .png, .svg or .pdf; one that is there is replaced"
+    add("-o", "--output", metavar="PICTURE", required=True, help=picture)
+
+
 def _add_model(command: argparse.ArgumentParser, name: str) -> None:
     default: str | None = DEFAULT_MODEL
     told = f"a name on the Hub, a folder, or minilm (default: {DEFAULT_MODEL})"
     if name == "names":
         told, default = "give the sizes of this model instead of letters", None
+    elif name == "plot":
+        default = None  # plot senses has no model; the others take this one
     elif name == "judge":
         told, default = "that of the record: then say which mistake it is", None
     command.add_argument("--model", default=default, help=told)
@@ -256,3 +290,10 @@ def _combine(text: str) -> str | list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         return text
+
+
+def _head(text: str) -> tuple[int, int]:
+    layer, _, head = text.partition("-")
+    if not (layer.isdecimal() and head.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected a layer and a head such as 3-8, got {text!r}")
+    return int(layer), int(head)

@@ -161,6 +161,11 @@ class Text(NamedTuple):
             return cls(" ".join(item), None, spans)
         return cls(item)  # whatever it is: the tokenizer says what is wrong with it
 
+    @property
+    def given(self) -> TextOrPair:
+        """As the tokenizer takes it."""
+        return self.first if self.second is None else (self.first, self.second)
+
     def between(self, segment: int, start: int, end: int) -> str:
         """The characters from start up to end, of the first text or the second."""
         return ((self.second or "") if segment else self.first)[start:end]

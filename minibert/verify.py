@@ -2,7 +2,7 @@
 
 `published_numbers.json` has the numbers, each with its source. What the weights at hand allow is
 run; a number that needs a head which the file lacks is listed as not run, and never as passed. Read
-next: options.py.
+next: lens.py.
 """
 
 import json

@@ -324,7 +324,7 @@ finally:
 
 def test_output_that_nobody_reads(tmp_path: Path, model: str) -> None:
     path = tmp_path / "text"
-    path.write_text("a\n" * 5000)
+    path.write_text("a\n" * 100_000)  # more than a pipe holds
     command = f"{COMMAND} tokenize --model {model} --input {path}"
     result = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} | head -n 1"],

@@ -57,8 +57,11 @@ BUDGETS = {
     "parity": 300,
     "mistakes": 230,
     "verify": 270,
-    "options": 270,
-    "cli": 285,
+    "lens": 200,
+    "plots": 280,
+    "pictures": 100,
+    "options": 300,
+    "cli": 325,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
@@ -95,7 +98,7 @@ def test_the_tree() -> None:
     assert tests == {*BUDGETS, "layout", "readme", "scripts", "traps"}
 
 
-@pytest.mark.parametrize(("stem", "budget"), [("__init__", 90), *BUDGETS.items()])
+@pytest.mark.parametrize(("stem", "budget"), [("__init__", 110), *BUDGETS.items()])
 def test_budgets(stem: str, budget: int) -> None:
     assert lines(stem) <= budget
 

@@ -1,0 +1,761 @@
+"""The page of `minibert lens`, most of it in a real browser without a window."""
+
+import base64
+import dataclasses
+import importlib.metadata
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ODD, PIECES, ROOT, random_bert_with, random_model
+
+import minibert
+from minibert.analysis import read_out, word_attention
+from minibert.bert import Bert
+from minibert.cli import main
+from minibert.config import BertConfig
+from minibert.edits import ablate_heads, edit
+from minibert.hooks import capture
+from minibert.lens import lens_page, write_page
+from minibert.model import BertModel, BertOutput
+from minibert.tokenizer import WordPieceTokenizer
+
+PAIR = ("I am the walrus.", "the b [MASK] walrus a")
+LAYERS, HEADS, STATES = 3, 3, 4  # of ODD
+
+
+def make_bert(dtype: torch.dtype = torch.float32) -> Bert:
+    return Bert(ODD, WordPieceTokenizer(PIECES, lowercase=True), random_model(ODD, dtype))
+
+
+def data_of(page: str) -> dict[str, Any]:
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    data: dict[str, Any] = json.loads(found)
+    return data
+
+
+def floats(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4")
+
+
+# ---- What is in the file
+
+
+def test_the_numbers_are_those_of_states() -> None:
+    bert = make_bert()
+    data = data_of(lens_page(bert, [" ||| ".join(PAIR), "a b"]))
+    for text, pair in zip(data["texts"], (PAIR, "a b"), strict=True):
+        states = bert.states(pair, attentions=True)
+        assert states.attentions is not None
+        assert np.array_equal(floats(text["states"]), states.hidden_states.flatten().numpy())
+        for layer, attention in zip(text["attentions"], states.attentions, strict=True):
+            assert np.array_equal(floats(layer), attention.flatten().numpy())
+        assert text["tokens"] == states.tokens
+    walrus = data["texts"][0]["words"][4]
+    assert walrus["label"] == "walrus"
+    assert (walrus["first"], walrus["last"], walrus["start"], walrus["end"]) == (4, 6, 9, 15)
+
+
+def test_the_projection_is_onto_principal_components() -> None:
+    bert = make_bert()
+    data = data_of(lens_page(bert, list(PAIR)))
+    every = np.concatenate([floats(text["states"]).reshape(-1, 33) for text in data["texts"]])
+    points = np.concatenate([floats(text["points"]).reshape(-1, 2) for text in data["texts"]])
+    centred = every.astype(float) - every.astype(float).mean(axis=0)
+    variances = np.linalg.eigvalsh(centred.T @ centred)[::-1]
+    assert data["projection"] == pytest.approx(variances[:2] / variances.sum(), rel=1e-9)
+    assert (points.astype(float) ** 2).sum(axis=0) == pytest.approx(variances[:2], rel=1e-5)
+    assert abs(points[:, 0] @ points[:, 1]) < 1e-3
+    # It is a projection: distances between points are at most those between vectors.
+    far = np.linalg.norm(points[0] - points, axis=1)
+    assert (far <= np.linalg.norm(every[0] - every, axis=1) + 1e-4).all()
+
+
+@pytest.mark.parametrize("head", ["masked-lm", "pretraining"])
+def test_guesses_are_those_of_read_out(head: str) -> None:
+    bert = random_bert_with(head)
+    masked = bert.head.masked_lm if head == "pretraining" else bert.head  # type: ignore[union-attr]
+    (text,) = data_of(lens_page(bert, [PAIR[1]]))["texts"]
+    guesses, states = text["guesses"], bert.states(PAIR[1], attentions=True)
+    tokens = len(states.tokens)
+    ids = np.array(guesses["ids"]).reshape(STATES, tokens, guesses["count"])
+    probabilities = floats(guesses["probabilities"]).reshape(ids.shape)
+    for token in range(tokens):
+        expected = read_out(
+            states.hidden_states[:, token], lambda state: masked(BertOutput(state, None)), 5
+        )
+        assert ids[:, token].tolist() == expected.tolist()
+    assert (np.diff(probabilities) <= 0).all()
+    with torch.no_grad():
+        logits = masked(BertOutput(states.hidden_states[2], None))
+    assert probabilities[2] == pytest.approx(logits.softmax(-1).topk(5).values.numpy(), abs=1e-6)
+
+
+def test_rows_to_spare_have_no_piece() -> None:
+    bert = random_bert_with("masked-lm")
+    few = Bert(ODD, WordPieceTokenizer(PIECES[:-2], lowercase=True), bert.model, None, bert.head)
+    data = data_of(lens_page(few, ["i am the wa"]))
+    spare = {"12": "(row 12)", "13": "(row 13)"}
+    assert spare.items() & data["pieces"].items()  # or this would show nothing
+    for number, piece in data["pieces"].items():
+        assert piece == spare.get(number, PIECES[int(number)])
+
+
+@pytest.mark.parametrize("head", [None, "next-sentence"])
+def test_no_guesses_without_a_masked_lm_head(head: str | None) -> None:
+    bert = make_bert() if head is None else random_bert_with(head)
+    data = data_of(lens_page(bert, ["a [MASK]"]))
+    assert data["texts"][0]["guesses"] is None
+    assert data["model"]["head"] == head
+
+
+def test_edits_take_part_and_half_precision_is_exact() -> None:
+    bert = make_bert()
+    before = lens_page(bert, ["a b"])
+    assert lens_page(bert, ["a b"]) == before  # nothing in it is a date or random
+    with edit(bert.model, {"encoder.layers.0.attention.context": ablate_heads([1])}):
+        assert lens_page(bert, ["a b"]) != before
+    half = make_bert(torch.bfloat16)
+    (text,) = data_of(lens_page(half, ["a b"]))["texts"]
+    expected = half.states("a b", attentions=True).hidden_states.float().flatten().numpy()
+    assert np.array_equal(floats(text["states"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ("a b", "texts must be a list of str, and not empty, got 'a b'"),
+        ([], "texts must be a list"),
+        (["a", 5], "texts must be a list"),
+        (["a " * 20], "22 tokens are more than the 17 positions"),
+    ],
+)
+def test_wrong_texts(texts: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        lens_page(make_bert(), texts)
+
+
+def test_what_no_page_could_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="load it as float32"):
+        lens_page(make_bert(torch.float64), ["a"])
+    monkeypatch.setattr("minibert.lens.LARGEST", 1000)
+    with pytest.raises(ValueError, match="more than browsers open; give fewer texts"):
+        lens_page(make_bert(), ["a b"])
+    bert = make_bert()
+    bert.model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        lens_page(bert, ["a"])
+
+
+def test_two_sentences_of_bert_base_are_small() -> None:
+    config = BertConfig(vocab_size=len(PIECES))
+    bert = Bert(config, WordPieceTokenizer(PIECES, lowercase=True), BertModel(config).eval())
+    page = lens_page(bert, ["the a walrus b the am . ||| i am the walrus on the b of the a ."])
+    assert len(data_of(page)["texts"][0]["tokens"]) == 25
+    assert len(page.encode()) < 3_000_000
+
+
+def test_a_wheel_carries_the_page() -> None:
+    (line,) = re.findall(r"^package-data = .*", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    listed = re.findall(r'"(.*?)"', line)
+    there = [path.name for path in (ROOT / "minibert").iterdir() if path.is_file()]
+    assert sorted(listed) == sorted(name for name in there if not name.endswith(".py"))
+
+
+def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, model = tmp_path / "page.html", str(folder)
+    assert main(["lens", "--model", model, "a b ||| i", "-o", str(page)]) == 0
+    assert capsys.readouterr().out == ""
+    first = page.read_bytes()
+    assert data_of(first.decode())["texts"][0]["parts"] == ["a b", "i"]
+    assert data_of(first.decode())["model"]["name"] == model
+    assert main(["lens", "--model", model, "a", "-o", str(page)]) == 0  # replaced
+    assert data_of(page.read_text())["texts"][0]["parts"] == ["a"]
+    assert main(["lens", "--model", model, "a b ||| i", "-o", "-"]) == 0
+    assert capsys.readouterr().out.encode() == first
+    arguments = ["lens", "--model", model, "a " * 30, "--max-length", "9", "-o", str(page)]
+    assert main(arguments) == 0
+    assert len(data_of(page.read_text())["texts"][0]["tokens"]) == 9
+    assert main(["lens", "--model", model, "-o", str(page)]) == 2
+    with pytest.raises(SystemExit):  # no option that does nothing
+        main(["lens", "--model", model, "a", "-o", str(page), "--json"])
+    capsys.readouterr()
+    assert main(["lens", "--model", model, "a", "-o", str(tmp_path / "no" / "page.html")]) == 1
+    assert "page.html: No such file or directory" in capsys.readouterr().err
+    assert main(["lens", "--model", model, "a", "-o", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"minibert: cannot write {tmp_path}: Is a directory\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "page.html"]
+    assert not tmp_path.with_name(f"{tmp_path.name}.tmp").exists()
+
+
+def test_the_command_reads_the_head_of_the_model(tmp_path: Path) -> None:
+    minibert.save(random_bert_with("masked-lm"), tmp_path / "model")
+    page = tmp_path / "page.html"
+    assert main(["lens", "--model", str(tmp_path / "model"), "a [MASK]", "-o", str(page)]) == 0
+    data = data_of(page.read_text())
+    assert data["model"]["head"] == "masked-lm"
+    assert data["texts"][0]["guesses"]["count"] == 5
+
+
+# ---- In a browser
+
+
+class Browser:
+    """Chromium without a window; its console and network are looked at after each test."""
+
+    def __init__(self, driver: Any, by: Any, keys: Any) -> None:
+        self.driver, self.by, self.keys = driver, by, keys
+
+    def open(self, page: Path, width: int = 1280, theme: str = "light") -> None:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        self.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"media": "", "features": [feature]}
+        )
+        self.driver.get(page.as_uri())
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def all(self, selector: str) -> list[Any]:
+        found: list[Any] = self.driver.find_elements(self.by.CSS_SELECTOR, selector)
+        return found
+
+    def text(self, selector: str) -> str:
+        text: str = self.all(selector)[0].text
+        return text
+
+    def click(self, selector: str, number: int = 0) -> None:
+        element = self.all(selector)[number]
+        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def choose(self, control: str, value: object) -> None:
+        """As a person would: set a control, and let it tell."""
+        self.run(
+            """const control = document.getElementById(arguments[0]);
+            control.value = arguments[1];
+            for (const kind of ["input", "change"])
+                control.dispatchEvent(new Event(kind, { bubbles: true }));""",
+            control,
+            str(value),
+        )
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def table(self, name: str) -> list[list[str]]:
+        """Each row of a table's body: the exact number of a cell that has one, else its text."""
+        script = """return [...document.getElementById(arguments[0]).tBodies[0].rows].map((row) =>
+            [...row.cells].map((cell) => cell.dataset.value ?? cell.textContent));"""
+        rows: list[list[str]] = self.run(script, name)
+        return rows
+
+    def column(self, name: str, number: int) -> np.ndarray:
+        return np.array([float(row[number]) for row in self.table(name)])
+
+    def shown(self) -> tuple[str, str]:
+        label, _, number = self.text("#shown").rpartition(": ")
+        return label, number
+
+    def copied(self) -> str:
+        """What is in the clipboard, once the page has said that it is."""
+        self.wait(lambda: self.text("#shown").startswith("Copied"))
+        script = "const done = arguments[0]; navigator.clipboard.readText().then(done)"
+        text: str = self.driver.execute_async_script(script)
+        return text
+
+    def wait(self, holds: Callable[[], bool]) -> None:
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self.driver, 20).until(lambda _driver: holds())
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium (extra test)")
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    driver_path = shutil.which("chromedriver")
+    if binary is None or driver_path is None:
+        pytest.skip("needs chromium and chromedriver")
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("no-sandbox", "headless=new", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(driver_path))
+    allowed = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    driver.execute_cdp_cmd("Browser.grantPermissions", allowed)
+    yield Browser(driver, By, Keys)
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    for log in ("browser", "performance"):
+        chromium.driver.get_log(log)  # what the test before left
+    yield chromium
+    assert [entry["message"] for entry in chromium.driver.get_log("browser")] == []
+    events = [json.loads(e["message"])["message"] for e in chromium.driver.get_log("performance")]
+    requests = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert requests
+    assert all(url.startswith("file://") for url in requests), requests
+
+
+@pytest.fixture(scope="module")
+def bert() -> Bert:
+    return random_bert_with("masked-lm")
+
+
+@pytest.fixture(scope="module")
+def page(bert: Bert, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair, read together."""
+    path = tmp_path_factory.mktemp("lens") / "pair.html"
+    write_page(lens_page(bert, [" ||| ".join(PAIR)]), path)
+    return path
+
+
+def same_floats(shown: list[str], expected: torch.Tensor) -> bool:
+    """Whether decimals are these float32, each the shortest that is."""
+    numbers = np.array(shown, np.float64).astype(np.float32)
+    lengths = [len(text.partition("e")[0].replace(".", "").strip("-0")) for text in shown]
+    shortest = [
+        len(np.format_float_scientific(number, trim="-").partition("e")[0].replace(".", ""))
+        for number in np.abs(numbers)
+    ]
+    return np.array_equal(numbers, expected.numpy()) and lengths <= shortest
+
+
+def test_tokens(browser: Browser, page: Path, bert: Bert) -> None:
+    browser.open(page)
+    states = bert.states(PAIR, attentions=True)
+    assert [button.text.split()[0] for button in browser.all("#strip button")] == states.tokens
+    assert browser.text("h1").split("\n") == list(PAIR)
+    mask = states.tokens.index("[MASK]")
+    assert browser.all("#strip [aria-current=true]")[0].text.split() == ["[MASK]", str(mask)]
+    from selenium.webdriver import ActionChains
+
+    rus = browser.all("#strip button")[6]
+    ActionChains(browser.driver).move_to_element(rus).perform()
+    told = {div.text.split("\n")[0]: div.text.split("\n")[1] for div in browser.all("#origin div")}
+    assert (told["piece"], told["id"], told["word"]) == ("##rus", "10", "3")
+    assert (told["characters"], told["made of"], told["segment"]) == ("12 to 15", "rus", "0")
+    assert browser.text("h1 mark") == "rus"
+
+
+def test_attention_of_a_head(browser: Browser, page: Path, bert: Bert) -> None:
+    states = bert.states(PAIR, attentions=True)
+    assert states.attentions is not None
+    browser.open(page)
+    browser.click("#overview button", 1 * HEADS + 2)
+    assert browser.text("#head-title") == "Head 2-3"
+    assert "states.attentions[1, 2]" in browser.text("#head-note")
+    for token in (0, 5, 11):
+        browser.click("#strip button", token)
+        rows = browser.table("row-table")
+        assert [row[0] for row in rows] == states.tokens
+        assert same_floats([row[2] for row in rows], states.attentions[1, 2, token])
+        assert same_floats([row[3] for row in rows], states.attentions[1, 2, :, token])
+        assert "33 of 289 weights" in browser.text("#drawn")
+    browser.choose("layer", 3)
+    browser.choose("head", 1)
+    assert same_floats([row[2] for row in browser.table("row-table")], states.attentions[2, 0, 11])
+    assert browser.all("#overview [aria-pressed=true]") == browser.all("#overview button")[6:7]
+    # On the right of a line stands what the chosen token reads, on the left what reads it.
+    shown = [float(small.text) for small in browser.all(".lines .read small")]
+    assert shown == pytest.approx(states.attentions[2, 0, 11].numpy(), abs=6e-4)
+    shown = [float(small.text) for small in browser.all(".lines .readers small")]
+    assert shown == pytest.approx(states.attentions[2, 0, :, 11].numpy(), abs=6e-4)
+    browser.click(".lines .readers button", 11)  # once more lets it go
+    assert browser.text("#drawn") == "289 of 289 weights are shown."
+
+
+def test_every_cell_of_the_matrix_can_be_read_and_copied(
+    browser: Browser, page: Path, bert: Bert
+) -> None:
+    from selenium.webdriver import ActionChains
+
+    states = bert.states(PAIR, attentions=True)
+    assert states.attentions is not None
+    head = states.attentions[1, 0]
+    browser.open(page)
+    canvas = browser.all("#matrix")[0]
+    browser.run("arguments[0].focus()", canvas)
+    browser.press(*[browser.keys.ARROW_DOWN] * 3, *[browser.keys.ARROW_RIGHT] * 20)
+    label, number = browser.shown()
+    assert label == "head 2-1, the (3) reads from [SEP] (16)"
+    assert same_floats([number], head[3, 16:17])
+    browser.press(browser.keys.ENTER)
+    assert browser.copied() == number
+    edge, size = browser.run("return [matrix.edge, matrix.size]")
+    box = canvas.size
+    at = [edge + (place + 0.5) * size - box["width"] / 2 for place in (4, 9)]  # column, row
+    ActionChains(browser.driver).move_to_element_with_offset(canvas, *at).perform()
+    label, number = browser.shown()
+    assert label == "head 2-1, the (9) reads from wa (4)"
+    assert same_floats([number], head[9, 4:5])
+    ActionChains(browser.driver).click().perform()
+    assert browser.copied() == number
+    browser.click("#copy-matrix")
+    browser.wait(lambda: "17 rows" in browser.text("#shown"))
+    rows = [row.split("\t") for row in browser.copied().split("\n")]
+    assert rows[0] == ["", *states.tokens]
+    for row, expected in zip(rows[1:], head, strict=True):
+        assert same_floats(row[1:], expected)
+
+
+def test_words_by_clarks_rule(browser: Browser, page: Path, bert: Bert) -> None:
+    states = bert.states(PAIR, attentions=True)
+    assert states.attentions is not None
+    expected = word_attention(states.attentions.double(), states.word_ids)
+    browser.open(page)
+    browser.choose("unit", "words")
+    labels = ["[CLS]", "I", "am", "the", "walrus", ".", "[SEP]"]
+    labels += ["the", "b", "[MASK]", "walrus", "a", "[SEP]"]
+    assert [button.text for button in browser.all(".lines .readers button")] == labels
+    browser.click(".lines .read button", 4)
+    # Half a unit in the last place of float32: between words of one piece it is float32 that shows.
+    reads, is_read = expected[1, 0, 4].numpy(), expected[1, 0, :, 4].numpy()
+    assert browser.column("row-table", 2) == pytest.approx(reads, rel=6e-8)
+    assert browser.column("row-table", 3) == pytest.approx(is_read, rel=6e-8)
+    assert browser.all("#strip [aria-pressed=true]")[0].text.split() == ["wa", "4"]
+
+
+def test_lines_can_be_filtered_and_read(browser: Browser, page: Path, bert: Bert) -> None:
+    from selenium.webdriver import ActionChains
+
+    states = bert.states(PAIR, attentions=True)
+    assert states.attentions is not None
+    head = states.attentions[1, 0]
+    browser.open(page)
+    browser.choose("filter", "RUS")
+    assert browser.text("#drawn").startswith(f"{289 - 15 * 15} of 289")  # tokens 6 and 14
+    browser.choose("filter", "no such token")
+    assert browser.text("#drawn").startswith("0 of 289")
+    browser.choose("filter", "")
+    browser.choose("least", 0.1)
+    assert browser.text("#least-value") == "0.10"
+    assert browser.text("#drawn").startswith(f"{int((head >= 0.1).sum())} of 289")
+    browser.choose("least", 0)
+    browser.click("#bare")
+    shown = [button.text for button in browser.all(".lines .readers button")]
+    assert shown == [token for token in states.tokens if token not in ("[CLS]", "[SEP]")]
+    assert browser.text("#drawn").startswith(f"{14 * 14} of 289 weights")
+    assert "less than 1" in browser.text("#drawn")
+    browser.click("#bare")
+    browser.click("#strip button", 5)
+    browser.click("#unpin")
+    assert browser.text("#drawn") == "289 of 289 weights are shown."
+    assert not browser.all("#unpin")[0].is_enabled()
+    # A line is found by its place: at its left end the one of the token that reads itself.
+    browser.choose("filter", "[MASK]")
+    browser.click("#strip button", 11)
+    svg = browser.all(".lines svg")[0]
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", svg)
+    row = svg.size["height"] / 17
+    at = (0, (11 + 0.5) * row - svg.size["height"] / 2)
+    ActionChains(browser.driver).move_to_element_with_offset(svg, *at).perform()
+    label, number = browser.shown()
+    assert label == "head 2-1, [MASK] (11) reads from [MASK] (11)"
+    assert same_floats([number], head[11, 11:12])
+
+
+def test_similarity_at_any_state(browser: Browser, page: Path, bert: Bert) -> None:
+    states = bert.states(PAIR, attentions=True).hidden_states.double()
+    browser.open(page)
+    for state, token in ((3, 11), (0, 2), (1, 14)):
+        browser.choose("state", state)
+        browser.click("#strip button", token)
+        expected = torch.cosine_similarity(states[state, token], states[state], dim=-1)
+        assert browser.column("similarity", 2) == pytest.approx(expected.numpy(), abs=1e-14)
+        assert f"states.hidden_states[{state}]" in browser.text("#state-value")
+        assert f"({token}) with every token, in state {state}" in browser.text("#similarity-title")
+    cell = browser.all("#similarity td[data-value]")[3]
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", cell)
+    cell.click()
+    assert browser.copied() == browser.table("similarity")[3][2]
+
+
+def test_path_and_length(browser: Browser, page: Path, bert: Bert) -> None:
+    data = data_of(page.read_text())
+    points = floats(data["texts"][0]["points"]).reshape(STATES, 17, 2)
+    states = bert.states(PAIR, attentions=True).hidden_states.double()
+    browser.open(page)
+    browser.click("#strip button", 5)
+    lengths = browser.column("path-table", 1)
+    assert lengths == pytest.approx(states[:, 5].norm(dim=-1).numpy(), rel=1e-14)
+    shown = np.array([[float(row[2]), float(row[3])] for row in browser.table("path-table")])
+    assert np.array_equal(shown.astype(np.float32), points[:, 5])
+    circles = browser.run(
+        """return [...document.querySelectorAll("#path circle[tabindex]")].map(
+        (c) => [c.dataset.value, +c.getAttribute("cx"), +c.getAttribute("cy")])"""
+    )
+    assert [[float(n) for n in value.split(", ")] for value, _, _ in circles] == shown.tolist()
+    # One unit is as long across as it is up.
+    places = np.array([circle[1:] for circle in circles])
+    steps, drawn = np.diff(shown, axis=0), np.diff(places, axis=0)
+    assert drawn[:, 0] / steps[:, 0] == pytest.approx(-drawn[:, 1] / steps[:, 1], rel=1e-4)
+    assert f"component 1, {100 * data['projection'][0]:.0f}% of" in browser.run(
+        "return document.querySelector('#path').textContent"
+    )
+
+
+def test_senses_equal_compare(browser: Browser, bert: Bert, tmp_path: Path) -> None:
+    texts = ["A walrus, a walrus.", "b am the WALRUS"]
+    path = tmp_path / "senses.html"
+    write_page(lens_page(bert, texts), path)
+    expected = bert.compare("walrus", texts).similarity
+    browser.open(path)
+    assert browser.all("#word option")[0].text == "walrus (3 times)"
+    assert [mark.text for mark in browser.all("#occurrences mark")] == ["walrus"] * 2 + ["WALRUS"]
+    for column, (a, b) in enumerate([(0, 1), (0, 2), (1, 2)], start=1):
+        shown = browser.column("senses-table", column)
+        assert shown[1:] == pytest.approx(expected[1:, a, b], abs=2e-6)
+    browser.click("#occurrences input", 1)  # untick the second
+    assert browser.run("return document.getElementById('senses-table').rows[0].innerText") == (
+        "state\t1 and 3"
+    )
+    assert browser.column("senses-table", 1)[1:] == pytest.approx(expected[1:, 0, 2], abs=2e-6)
+    browser.choose("word", "a")
+    assert len(browser.all("#occurrences label")) == 2
+    # Several texts: one is looked at, and similarity goes across them.
+    assert len(browser.table("similarity")) == 12 + 8
+    browser.choose("text", 1)
+    assert browser.text("h1") == texts[1]
+
+
+def test_no_word_comes_twice(browser: Browser, bert: Bert, tmp_path: Path) -> None:
+    path = tmp_path / "once.html"
+    write_page(lens_page(bert, ["a b"]), path)
+    browser.open(path)
+    assert browser.text("#senses-note").startswith("No word stands on this page more than once")
+    assert not browser.all("#senses-body")[0].is_displayed()
+
+
+def test_mask(browser: Browser, page: Path, bert: Bert) -> None:
+    states = bert.states(PAIR, attentions=True).hidden_states
+    browser.open(page)
+    assert bert.head is not None
+    with torch.no_grad():
+        top = bert.head(BertOutput(states[:, 11], None)).softmax(-1).topk(5)
+    script = """return [...document.getElementById("mask-table").tBodies[0].rows].map((row) =>
+        [...row.querySelectorAll("td bdi")].map((piece) => piece.textContent))"""
+    pieces = [[PIECES[i] for i in row] for row in top.indices.tolist()]
+    assert browser.run(script) == pieces
+    for row, expected in zip(browser.table("mask-table"), top.values, strict=True):
+        assert [float(n) for n in row[1:]] == pytest.approx(expected.numpy(), abs=1e-6)
+    browser.click("#strip button", 2)
+    assert browser.run(script) != pieces
+    browser.click("#mask-choice button")
+    assert browser.run(script) == pieces
+
+
+def test_without_a_head_it_says_so(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_page(lens_page(make_bert(), ["a [MASK]"]), path)
+    browser.open(path)
+    assert "no masked-LM head" in browser.text("#mask-note")
+    assert not browser.all("#mask-body")[0].is_displayed()
+
+
+def test_what_made_the_page_is_on_it(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    about = browser.text("#about")
+    assert f"minibert {importlib.metadata.version('minibert-pytorch')}" in about
+    assert f"torch {torch.__version__}" in about
+    assert " ||| ".join(PAIR) in about
+    assert re.search("sha256 [0-9a-f]{64}", about)
+    assert "3 layers, 3 heads, 33 numbers a vector" in about
+
+
+def test_with_the_keyboard_alone(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    keys = browser.keys
+    stops = []
+    browser.run("document.body.focus()")
+    for _ in range(40):
+        browser.press(keys.TAB)
+        stop = browser.run(
+            """const at = document.activeElement;
+            const outlined = getComputedStyle(at).outlineStyle !== "none";
+            return [at.id || at.closest("[id]")?.id, outlined];"""
+        )
+        stops.append(stop[0])
+        assert stop[1] or stop[0] is None, f"nothing shows that {stop[0]} has the focus"
+    in_order = list(dict.fromkeys(stops))
+    wanted = ["theme", "strip", "overview", "layer", "head", "unit", "filter", "least", "bare"]
+    wanted += ["lines", "matrix", "copy-matrix", "state", "word", "copy"]
+    assert [stop for stop in in_order if stop in wanted] == wanted
+    browser.run("document.querySelector('#strip [tabindex=\"0\"]').focus()")
+    browser.press(keys.HOME, keys.ARROW_RIGHT, keys.ARROW_RIGHT, keys.ENTER)
+    assert browser.text("#strip [aria-pressed=true]").split() == ["am", "2"]
+    assert "(2): blue is what it reads" in browser.text("#drawn")
+    browser.press(keys.ESCAPE)
+    assert browser.text("#drawn") == "289 of 289 weights are shown."
+    browser.run("document.querySelector('#overview [tabindex=\"0\"]').focus()")
+    browser.press(keys.ARROW_DOWN, keys.ARROW_RIGHT, keys.SPACE)
+    assert browser.text("#head-title") == "Head 3-2"
+    browser.press("c")  # copies what the readout has
+    assert "nats" in browser.copied()
+
+
+def test_roles_and_names(browser: Browser, page: Path) -> None:
+    """What a screen reader needs: each control has a name, each table its headers."""
+    browser.open(page)
+    tree = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    roles = {"button", "combobox", "slider", "checkbox", "searchbox", "toolbar", "application"}
+    unnamed = [
+        node["role"]["value"]
+        for node in tree
+        if not node["ignored"]
+        and node["role"]["value"] in roles
+        and not node.get("name", {}).get("value")
+    ]
+    assert unnamed == []
+    for table in browser.all("table"):
+        assert browser.run(
+            "return arguments[0].caption !== null && arguments[0].tHead !== null", table
+        )
+    assert browser.run("return document.documentElement.lang") == "en"
+
+
+def test_both_themes_and_print(browser: Browser, page: Path) -> None:
+    background = "return getComputedStyle(document.body).backgroundColor"
+    browser.open(page, theme="dark")
+    assert browser.run(background) == "rgb(20, 23, 28)"
+    browser.choose("theme", "light")
+    assert browser.run(background) == "rgb(251, 250, 247)"
+    browser.choose("theme", "dark")
+    assert browser.run(background) == "rgb(20, 23, 28)"
+    # What is drawn has the theme's colours, too: a cell of the matrix that is nearly zero.
+    low = browser.run(
+        """const { edge, size } = matrix, { all, N } = matrix;
+        const n = all.indexOf(Math.min(...all)), row = Math.floor(n / N), column = n % N;
+        const at = [edge + (column + .5) * size, edge + (row + .5) * size].map(Math.round);
+        const canvas = document.getElementById("matrix").getContext("2d");
+        return Math.max(...canvas.getImageData(...at, 1, 1).data.slice(0, 3));"""
+    )
+    assert low < 130
+    browser.open(page, theme="light")
+    assert browser.run(background) == "rgb(251, 250, 247)"
+    browser.open(page, theme="dark")
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("return document.documentElement.dataset.theme") == "light"
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert browser.run("return document.documentElement.dataset.theme") == "dark"
+    pdf = base64.b64decode(browser.driver.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 20_000
+
+
+def test_both_themes_can_be_read() -> None:
+    """Text has a contrast of 4.5 to 1, graphics of 3 to 1: WCAG 2, 1.4.3 and 1.4.11."""
+    style = (ROOT / "minibert" / "lens.css").read_text()
+    for theme in re.findall(r"^:root[^{]*\{(.*?)\}", style, re.DOTALL | re.MULTILINE):
+        colors = dict(re.findall(r"--(\w+): #(\w{6})", theme))
+        for name, least in {"ink": 4.5, "soft": 4.5, "blue": 4.5, "orange": 3, "high": 4.5}.items():
+            for paper in ("paper", "card", "wash"):
+                assert contrast(colors[name], colors[paper]) >= least, (name, paper)
+
+
+def contrast(first: str, second: str) -> float:
+    """Of two colours: WCAG 2.2, relative luminance."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    light, dark = sorted([luminance(first), luminance(second)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+NASTY = [
+    "<script>document.title = 'run'</script>",
+    "</script><script>document.title = 'run'</script>",
+    "<!--<script>",
+    "<img src=x onerror=\"document.title='run'\">",
+    "{{script}} {{data}} &lt; &amp;",
+    "a\u2028b\u2029c \x00 \"'\\",
+]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_is_shown_and_not_run(browser: Browser, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "nasty.html"
+    model = wide_model(99)
+    bert = Bert(model.config, WordPieceTokenizer(PIECES, lowercase=True), model)
+    write_page(lens_page(bert, [f"{text} a ||| a {text}"]), path)
+    browser.open(path)
+    assert browser.run("return document.scripts.length") == 2
+    assert browser.run("return document.images.length") == 0
+    assert browser.driver.title.endswith("minibert lens")
+    assert browser.run("return document.getElementById('title').textContent") == (
+        f"{text} a a {text}"
+    )
+
+
+def wide_model(positions: int) -> BertModel:
+    return random_model(dataclasses.replace(ODD, max_position_embeddings=positions))
+
+
+TEXTS = {
+    "nothing": "",
+    "one token": "a",
+    "emoji": "👩‍👩‍👧 walrus 🐋 walrus",
+    "right to left": "אני הולך the walrus الى البيت the",
+    "ideographs": "今日は walrus 今日は",
+    "long word": "wa" + "l" * 90,
+    "512 tokens": "the walrus . " * 102,
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("width", [400, 1280])
+def test_any_text_at_any_width(browser: Browser, tmp_path: Path, kind: str, width: int) -> None:
+    path = tmp_path / "page.html"
+    model = wide_model(512)
+    bert = Bert(model.config, WordPieceTokenizer(PIECES, lowercase=True), model)
+    write_page(lens_page(bert, [TEXTS[kind]]), path)
+    browser.open(path, width, "dark")
+    page_width, window = browser.run(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert page_width <= window
+    states = bert.states(TEXTS[kind], attentions=True)
+    assert states.attentions is not None
+    assert len(browser.all("#strip button")) == len(states.tokens)
+    browser.click("#strip button", min(3, len(states.tokens) - 1))
+    browser.choose("unit", "words")
+    browser.choose("state", 1)
+    token = min(3, len(states.tokens) - 1)
+    expected = torch.cosine_similarity(
+        states.hidden_states[1, token].double(), states.hidden_states[1].double(), dim=-1
+    )
+    assert browser.column("similarity", 2) == pytest.approx(expected.numpy(), abs=1e-14)
+
+
+def test_a_pair_is_no_batch(bert: Bert) -> None:
+    """The page has the pair as the model reads it: with what capture sees of both at once."""
+    encoding = bert.tokenizer.encode(*PAIR)
+    ids, segments = (torch.tensor([n]) for n in (encoding.input_ids, encoding.token_type_ids))
+    with torch.inference_mode(), capture(bert.model, "attentions") as seen:
+        bert.model(ids, segments)
+    (text,) = data_of(lens_page(bert, [" ||| ".join(PAIR)]))["texts"]
+    assert np.array_equal(floats(text["attentions"][2]), seen.attentions[2].flatten().numpy())
