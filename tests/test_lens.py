@@ -87,9 +87,7 @@ def test_guesses_are_those_of_read_out(head: str) -> None:
     ids = np.array(guesses["ids"]).reshape(STATES, tokens, guesses["count"])
     probabilities = floats(guesses["probabilities"]).reshape(ids.shape)
     for token in range(tokens):
-        expected = read_out(
-            states.hidden_states[:, token], lambda state: masked(BertOutput(state, None)), 5
-        )
+        expected = read_out(states.hidden_states[:, token], bert.head, 5)
         assert ids[:, token].tolist() == expected.tolist()
     assert (np.diff(probabilities) <= 0).all()
     with torch.no_grad():
