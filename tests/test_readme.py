@@ -29,6 +29,14 @@ def test_every_block_is_run() -> None:
     assert len(README.splitlines()) < 350
 
 
+def test_pictures_are_there_and_small() -> None:
+    shown = re.findall(r"!\[[^\]]+\]\((scripts/pictures/[^)]+)\)", README)
+    assert shown
+    made = {str(path.relative_to(ROOT)) for path in (ROOT / "scripts" / "pictures").iterdir()}
+    assert set(shown) == made
+    assert all((ROOT / picture).stat().st_size < 200_000 for picture in shown)
+
+
 @pytest.mark.usefixtures("minilm_folder")
 @pytest.mark.parametrize(("command", "expected"), COMMANDS)
 def test_commands(command: str, expected: str) -> None:

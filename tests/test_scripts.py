@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -329,3 +330,23 @@ def test_an_exercise_is_never_overwritten(
     assert ask("--check") == 2
     assert ask() == 0
     assert capsys.readouterr().out.count("\n") == 10
+
+
+def test_pictures_are_drawn_by_the_commands_of_the_readme(tmp_path: Path) -> None:
+    """Byte by byte, but for the version of matplotlib that it is drawn with."""
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import pictures
+    finally:
+        sys.path.pop(0)
+    readme = (ROOT / "README.md").read_text()
+    for name, command in pictures.COMMANDS.items():
+        # Flags may stand in another order.
+        lines = [line for line in readme.splitlines() if line.startswith("$ minibert ")]
+        words = [set(shlex.split(line.removeprefix("$ minibert "))) for line in lines]
+        assert any(set(command) <= line for line in words), name
+    drawn = pictures.draw(pictures.COMMANDS["attention.svg"], tmp_path / "attention.svg")
+    stored = (pictures.FOLDER / "attention.svg").read_text()
+    version = "Matplotlib v"
+    assert re.sub(version + "[^,]*", "", drawn.read_text()) == re.sub(version + "[^,]*", "", stored)
