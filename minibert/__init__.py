@@ -33,6 +33,7 @@ _PUBLIC = {
     "load_model": "checkpoint",
     "load_tokenizer": "hub",
     "new_head": "loading",
+    "pack": "packing",
     "patch_from": "edits",
     "patch_grid": "analysis",
     "plot_ablation": "plots",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:  # the same for type checkers, which don't run __getattr__
     from minibert.loading import new_head as new_head
     from minibert.model import BertModel as BertModel
     from minibert.model import BertOutput as BertOutput
+    from minibert.packing import pack as pack
     from minibert.plots import plot_ablation as plot_ablation
     from minibert.plots import plot_attention as plot_attention
     from minibert.plots import plot_layers as plot_layers

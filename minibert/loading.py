@@ -1,6 +1,6 @@
 """From a name to a Bert: `load`; and a head to be trained on it: `new_head`.
 
-Read next: saving.py.
+Read next: packing.py.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ from torch import Tensor
 from minibert.bert import Bert
 from minibert.files import write_folder
 from minibert.glossary import BIAS, DECODER, SECOND_BIAS, checkpoint_names, head_names
+from minibert.packing import is_packed
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vocabulary import SPECIAL_TOKENS
 from minibert.wordpiece import MAX_CHARACTERS_PER_WORD
@@ -36,9 +37,11 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
         folder: a new one, or one that save wrote earlier; all of it is written, or nothing.
 
     Raises:
-        ValueError: if the folder has other files.
+        ValueError: if the folder has other files, or the model is packed.
         CheckpointError: if it cannot be written; it is then as it was.
     """
+    if is_packed(bert.model):
+        raise ValueError("a packed model cannot be saved; save the one that it was made from")
     texts = {
         "config.json": _to_json(_config(bert)),
         # A line of nothing is not one: such a piece was U+2028 (bert-base-chinese), which readers

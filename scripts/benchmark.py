@@ -47,6 +47,7 @@ from minibert.hub import find_files
 from minibert.job import Job
 from minibert.loading import load
 from minibert.model import BertModel
+from minibert.packing import pack
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vectors import Reading
 from minibert.vocabulary import read_vocabulary
@@ -284,6 +285,7 @@ def measure_extract(folder: Path, text: Path, runs: int) -> None:
     sentences = text.read_text("utf-8").split("\n")
     bert = load(folder)
     half = load(folder, dtype=torch.bfloat16)
+    packed = pack(bert)
     rival = SentenceTransformer(str(folder), device="cpu")
     their_model = TheirModel.from_pretrained(folder).eval()
     their_tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -318,6 +320,7 @@ def measure_extract(folder: Path, text: Path, runs: int) -> None:
         {
             # In memory, as the rivals; then from a file to a file, which none of them does.
             "minibert": lambda: bert.vectors(sentences, unit="sentence", pooling="mean"),
+            "minibert, packed": lambda: packed.vectors(sentences, unit="sentence", pooling="mean"),
             "minibert bfloat16": lambda: half.vectors(sentences, unit="sentence", pooling="mean"),
             "minibert, file to .npy": lambda: ours(bert, sentence, "out.npy"),
             "sentence-transformers": lambda: rival.encode(sentences, show_progress_bar=False),
@@ -345,7 +348,7 @@ def print_speeds(
             rate, times = sum(lengths) / measured, measured / seconds["minibert"]
             print(f"{name:27} {rate:7.0f} tokens/s: {times:5.2f} x the time of minibert")
     peak = flops / seconds["F.linear"]
-    for name in ("minibert", "minibert bfloat16", "minibert, file to .npy"):
+    for name in ("minibert", "minibert, packed", "minibert bfloat16", "minibert, file to .npy"):
         share = useful_flops(config, lengths) / seconds[name] / peak
         print(f"{name:27} {share:.0%} of the float32 rate of F.linear, {peak / 1e9:.0f} GFLOP/s")
     more = seconds["every state stored"] / seconds["computing alone"] - 1
@@ -397,11 +400,15 @@ def measure_one(
 
     if len(bert.tokenizer.encode(SENTENCE)) != 12:
         raise ValueError(f"{SENTENCE!r} is not of 12 tokens")
-    one = interleave({"ours": lambda: bert.vectors(SENTENCE), "theirs": theirs}, 40 * runs)
-    print(
-        f"one sentence of 12 tokens: {one['ours'] * 1e3:.2f} ms, transformers "
-        f"{one['theirs'] * 1e3:.2f} ms: {one['ours'] / one['theirs']:.2f} of the time"
-    )
+    packed = pack(bert)
+    contenders = {
+        "minibert": lambda: bert.vectors(SENTENCE),
+        "minibert, packed": lambda: packed.vectors(SENTENCE),
+        "transformers": theirs,
+    }
+    for name, measured in (one := interleave(contenders, 40 * runs)).items():
+        ratio = measured / one["transformers"]
+        print(f"one sentence of 12 tokens, {name:17} {measured * 1e3:6.2f} ms: {ratio:.2f} x")
 
     def process(name: str) -> Callable[[], object]:
         command = [*COMMANDS[name], str(folder), SENTENCE]

@@ -44,6 +44,7 @@ BUDGETS = {
     "answers": 170,
     "bert": 300,
     "loading": 120,
+    "packing": 90,
     "saving": 150,
     "analysis": 250,
     "lines": 190,
