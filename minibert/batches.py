@@ -20,7 +20,7 @@ from minibert.model import BertModel
 from minibert.vectors import Reading
 from minibert.workers import count_workers, run_batches
 
-BATCH_TOKENS = 1024  # on two cores of a CPU, minilm is as fast with 512 and with 2048
+BATCH_TOKENS = 512  # on two cores of a CPU, minilm is as fast with 1024 and with 2048
 WORKER_TOKENS = 512  # less work than this for each is done before a worker has begun
 
 

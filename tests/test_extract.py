@@ -204,7 +204,7 @@ def test_what_is_complete_is_left_alone(bert: Bert, text: Path, tmp_path: Path, 
     [
         ("model", "model.sha256 was '.*', is '"),
         ("layers", r"options.layers was \[0, -1\], is \[0, -2\]"),
-        ("batch_tokens", "options.batch_tokens was 1024, is 64"),
+        ("batch_tokens", "options.batch_tokens was 512, is 64"),
         ("dtype", "model.sha256 was '.*; options.dtype was 'float32', is 'float64'"),
         ("threads", "options.threads was "),
         ("append", "input.bytes was .*; input.lines was 8, is 9; input.sha256 was "),
