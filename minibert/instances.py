@@ -19,7 +19,7 @@ from minibert.tokenizer import WordPieceTokenizer
 
 Document = list[list[int]]  # sentences; none is empty
 
-LONGEST_DOCUMENT = 1 << 18  # pieces; a longer one is cut, since it may not fit in memory
+LONGEST_DOCUMENT = 1 << 18  # pieces; what is longer goes on as another document
 BLOCK_PIECES = 1 << 20  # of which random sentences are drawn, and which are shuffled
 
 _LINES = 100  # to be tokenized at once
@@ -194,7 +194,7 @@ def read_documents(names: Iterable[str], tokenizer: WordPieceTokenizer) -> Itera
     """Read files with a sentence a line, and a blank line between documents.
 
     The end of a file ends a document, too. "[SEP]" in a text is text. A line without any piece
-    (control characters, say) is skipped; a document of more than LONGEST_DOCUMENT pieces is cut.
+    (control characters, say) is skipped; what is beyond LONGEST_DOCUMENT pieces is a new document.
 
     Args:
         names: of files, as minibert.lines.Lines takes them.

@@ -149,6 +149,12 @@ def answer(bert: Bert, options: argparse.Namespace) -> Lesson:
     return Lesson(bert, learnt, dev, evaluate, "f1")
 
 
+# What plays no part: with --frozen, and without it.
+OF_TRAINING = (
+    *("epochs", "batch_size", "accumulate", "learning_rate", "warmup", "weight_decay"),
+    *("max_length", "seed", "bfloat16", "evaluate_every", "save_every", "patience", "plot"),
+)
+OF_FROZEN = ("layers", "combine")
 TASKS = {"classify": classify, "regress": regress, "tag": tag, "answer": answer}
 
 
@@ -288,6 +294,13 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.frozen == (options.output is not None):
         parser.error("give OUT, or --frozen, which writes nothing")
+    idle = [*(OF_TRAINING if options.frozen else OF_FROZEN)]
+    idle += ["glue", "text", "pair", "label"] if options.task in ("tag", "answer") else []
+    idle += [] if options.task == "answer" else ["stride"]
+    for name in idle:
+        if getattr(options, name) != parser.get_default(name):
+            told = f"{options.task} with{'' if options.frozen else 'out'} --frozen"
+            parser.error(f"--{name.replace('_', '-')} plays no part in {told}")
     for name in ("batch_size", "accumulate", "epochs"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be more than 0")

@@ -101,10 +101,17 @@ def make_instances(options: argparse.Namespace) -> None:
     )
 
 
+OF_NEW = ("layers", "hidden", "heads", "positions", "dropout", "initializer_range")
+
+
 def new_model(options: argparse.Namespace, instances: Instances) -> minibert.Bert:
     """A model with both heads, as it is before the first step."""
     tokenizer = instances.tokenizer
     if options.start is not None:
+        for name in OF_NEW:
+            if getattr(options, name) != options.default_of(name):
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is of a new model; with --start it plays no part")
         bert = minibert.load(options.start, head="pretraining")
         if bert.tokenizer.vocabulary != tokenizer.vocabulary:
             raise ValueError(f"{options.start} has another vocabulary than the instances")
@@ -208,7 +215,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def add_training(own: argparse.ArgumentParser) -> None:
     """The options of `train`."""
-    own.set_defaults(run=train_model)
+    own.set_defaults(run=train_model, default_of=own.get_default)
     own.add_argument("instances", help="a folder that `instances` wrote")
     own.add_argument("--output", type=Path, required=True, help="a folder")
     own.add_argument("--evaluate", help="a folder of instances that are held out")

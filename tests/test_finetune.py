@@ -198,6 +198,25 @@ def test_finetune_frozen(finetune: Run, beginner: Path, tmp_path: Path, task: st
 
 
 @pytest.mark.parametrize(
+    ("task", "options", "told"),
+    [
+        ("classify", ("--frozen", "--epochs", "5"), "--epochs plays no part in classify with --fr"),
+        ("tag", ("--frozen", "--bfloat16"), "--bfloat16 plays no part in tag with --frozen"),
+        ("classify", ("out", "--layers=-1"), "--layers plays no part in classify without --frozen"),
+        ("tag", ("out", "--glue", "rte"), "--glue plays no part in tag without --frozen"),
+        ("answer", ("out", "--label", "x"), "--label plays no part in answer without --frozen"),
+        ("regress", ("out", "--stride", "9"), "--stride plays no part in regress without --fro"),
+    ],
+)
+def test_finetune_says_which_option_plays_no_part(
+    finetune: Run, tmp_path: Path, task: str, options: tuple[str, ...], told: str
+) -> None:
+    status, _, err = finetune(task, tmp_path / "train", tmp_path / "dev", *options)
+    assert status == 2
+    assert told in err
+
+
+@pytest.mark.parametrize(
     ("change", "told"),
     [
         ("unseen", "dev.classify.tsv line 42: the label 'Maybe' is none of those that are trained"),

@@ -350,7 +350,9 @@ def test_what_cannot_be_is_one_line(made: Path, tmp_path: Path) -> None:
     training = ("train", made / "train", "--output", new, *SIZES)
     assert "not a multiple" in refused(*training, "--heads", 5)
     assert "cannot read" in refused("train", tmp_path, "--output", new)
-    assert "no file config.json" in refused(*training, "--start", tmp_path / "folder")
+    start = ("--start", tmp_path / "folder")
+    assert "no file config.json" in refused("train", made / "train", "--output", new, *start)
+    assert "with --start it plays no part" in refused(*training, *start)  # sizes are those of it
     assert not (new / "run" / "checkpoint.pt").exists()
     few = ("--steps", 2, "--warmup", 0)
     pretrain(*training, *few)
