@@ -33,7 +33,7 @@ _PUBLIC = {
     "load_model": "checkpoint",
     "load_tokenizer": "hub",
     "new_head": "loading",
-    "pack": "packing",
+    "pack": "loading",
     "patch_from": "edits",
     "patch_grid": "analysis",
     "plot_ablation": "plots",
@@ -79,9 +79,9 @@ if TYPE_CHECKING:  # the same for type checkers, which don't run __getattr__
     from minibert.lens import lens_page as lens_page
     from minibert.loading import load as load
     from minibert.loading import new_head as new_head
+    from minibert.loading import pack as pack
     from minibert.model import BertModel as BertModel
     from minibert.model import BertOutput as BertOutput
-    from minibert.packing import pack as pack
     from minibert.plots import plot_ablation as plot_ablation
     from minibert.plots import plot_attention as plot_attention
     from minibert.plots import plot_layers as plot_layers

@@ -53,7 +53,8 @@ def _extract(options: argparse.Namespace) -> None:
 
     from minibert.extract import extract, extract_file, to_table
     from minibert.job import Job
-    from minibert.loading import load
+    from minibert.loading import load, pack
+    from minibert.packing import refusal
     from minibert.shards import to_json
 
     given = file_options(options)
@@ -77,6 +78,7 @@ def _extract(options: argparse.Namespace) -> None:
     if lines is None:
         also = {name: getattr(options, name) for name in ("format", "field", "max_length")}
         job = Job(options.input, options.output, reading, **also, **given)
+        bert = bert if refusal(bert.model) else pack(bert)  # once; the plain weights go
         _tell_what_was_cut(extract_file(bert, job, files, existing))
         return
     is_table = (options.format or ("table" if sys.stdout.isatty() else "jsonl")) == "table"

@@ -1,6 +1,6 @@
-"""From a name to a Bert: `load`; and a head to be trained on it: `new_head`.
+"""From a name to a Bert: `load`; a head to be trained on it: `new_head`; more speed: `pack`.
 
-Read next: packing.py.
+Read next: saving.py.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from minibert.config import CheckpointError
 from minibert.head_config import HeadConfig
 from minibert.heads import make_head
 from minibert.hub import find_files, read_tokenizer
+from minibert.packing import pack_model, refusal
 
 _log = logging.getLogger(__name__)
 
@@ -95,3 +96,21 @@ def new_head(
     dropout = bert.config.hidden_dropout_prob
     made = make_head(bert.model, HeadConfig(name, tuple(labels), problem_type, dropout))
     return dataclasses.replace(bert, head=made.train(bert.model.training))
+
+
+def pack(bert: Bert) -> Bert:
+    """A copy that is faster for texts one at a time, on a CPU: for use, not for training.
+
+    Names and results stay, these to rounding, and hooks can stand on it as on any other. It cannot
+    be trained or saved. The weights of its products are its own, the rest is shared with the model
+    that it was made from. Many texts at once are packed without asking, for as long as it takes.
+
+    Args:
+        bert: in eval mode, on the CPU, in float32, or in bfloat16 where the CPU computes in it.
+
+    Raises:
+        ValueError: if it is not, is packed, has hooks on it, or this torch has no oneDNN.
+    """
+    if (reason := refusal(bert.model)) is not None:
+        raise ValueError(reason)
+    return dataclasses.replace(bert, model=pack_model(bert.model))

@@ -117,7 +117,8 @@ def fingerprint(bert: Bert) -> str:
     digest.update(repr([asdict(bert.config), cleaning, pieces]).encode())
     for name, tensor in sorted(bert.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        plain = tensor.to_dense() if tensor.is_mkldnn else tensor.cpu()  # of a packed model
+        digest.update(plain.contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -1,37 +1,31 @@
-"""The same model with its weights laid out for this CPU: `pack`.
+"""A model with its weights laid out for this CPU: faster, most of all for few tokens.
 
-The products with weights take most of the time, and with few tokens most of that goes into putting
-the weights in the order in which the CPU reads them, at every call. `pack` does it once.
+The products with weights take most of the time, and a part of that goes into putting the weights
+in the order in which the CPU reads them, at every call. `pack_model` does it once. Bulk work packs
+by itself (batches.py); `pack` of loading.py is for texts that come one at a time.
 
-Read next: saving.py.
+Read next: workers.py.
 """
 
 import copy
-import dataclasses
-import hashlib
 
 import torch
 from torch import Tensor, nn
 
-from minibert.bert import Bert
 from minibert.model import BertModel
 
 
 class PackedLinear(nn.Module):
     """x W^T + b as nn.Linear gives it, to rounding, by oneDNN on a W in its own order.
 
-    The order is known to oneDNN alone, so there is no gradient, and nothing to save.
+    The order is known to oneDNN alone, so there is no gradient; `packed.to_dense()` is W again.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach()
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("packed", torch.ops.mkldnn._reorder_linear_weight(weight))
         self.register_buffer("bias", linear.bias.detach())
-        # What the weight was, for the fingerprint that keeps the outputs of two models apart.
-        digest = hashlib.sha256(weight.numpy().tobytes()).digest()
-        self.register_buffer("sha256", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -41,34 +35,50 @@ class PackedLinear(nn.Module):
         return product
 
 
-def pack(bert: Bert) -> Bert:
-    """A copy that is faster on a CPU, most of all for short texts: for use, not for training.
+def pack_model(model: BertModel) -> BertModel:
+    """A packed copy, which shares what is no weight of a product; `refusal` says if there can be.
 
-    Names, hooks and results stay, these to rounding. The copy holds weights of its own, as large as
-    the model; what it was made from is as it was. It cannot be trained or saved.
-
-    Args:
-        bert: in eval mode, on the CPU, in float32.
-
-    Raises:
-        ValueError: if it is not, or was packed before, or this torch has no oneDNN.
+    Names and results stay, these to rounding.
     """
-    word = bert.model.embeddings.word.weight
-    if bert.model.training or word.device.type != "cpu" or word.dtype != torch.float32:
-        raise ValueError(
-            f"pack takes a model in eval mode, on the CPU, in float32; this is on {word.device} in "
-            f"{word.dtype}, in {'training' if bert.model.training else 'eval'} mode"
-        )
-    if is_packed(bert.model):
-        raise ValueError("the model is packed already")
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    # deepcopy takes what its memo has as it is.
+    memo: dict[int, object] = {id(linear): PackedLinear(linear) for linear in linears}
+    memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo).eval()
+
+
+def refusal(model: BertModel) -> str | None:
+    """Why a model cannot be packed; None if it can."""
+    word = model.embeddings.word.weight
+    dtypes = [torch.float32]
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        raise ValueError("this torch has no oneDNN, which packs the weights")
-    linears = [module for module in bert.model.modules() if isinstance(module, nn.Linear)]
-    packed = {id(linear): PackedLinear(linear) for linear in linears}
-    # Everything but the weights is copied by deepcopy, which takes what the memo has as it is.
-    return dataclasses.replace(bert, model=copy.deepcopy(bert.model, packed).eval())
+        return "this torch has no oneDNN, which packs the weights"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        dtypes.append(torch.bfloat16)
+    if is_packed(model):
+        return "the model is packed already"
+    if model.training or word.device.type != "cpu" or word.dtype not in dtypes:
+        allowed = " or ".join(str(dtype) for dtype in dtypes)
+        return (
+            f"a model is packed in eval mode, on the CPU, in {allowed}; this is on {word.device} "
+            f"in {word.dtype}, in {'training' if model.training else 'eval'} mode"
+        )
+    if has_hooks(model):
+        return "hooks stand on the model, which the packed one would not have; remove them first"
+    return None
 
 
 def is_packed(model: BertModel) -> bool:
-    """Whether it comes from `pack`."""
+    """Whether it comes from `pack_model`."""
     return any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether a hook stands on any part of a model."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in model.modules()
+    )

@@ -1,7 +1,7 @@
 """Which vector is the embedding of a word? From all states to one vector per token, word or text.
 
 There are as many answers as there are rows in [D18] section 5.3, table 7, and more: `Reading` names
-one, and `read` carries it out. Read next: workers.py.
+one, and `read` carries it out. Read next: packing.py.
 """
 
 from collections.abc import Sequence

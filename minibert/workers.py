@@ -12,9 +12,9 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
-from torch import nn
 
 from minibert.model import BertModel
+from minibert.packing import has_hooks
 
 # At most so many batches at once, which bounds the memory; a worker may have several cores.
 MOST_WORKERS = 4
@@ -98,11 +98,6 @@ def count_workers(model: BertModel, batches: int) -> int:
         batches > 1
         and model.embeddings.word.weight.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and not any(map(_has_hooks, model.modules()))
+        and not has_hooks(model)
     )
     return min(torch.get_num_threads(), batches, MOST_WORKERS) if is_plain else 1
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
