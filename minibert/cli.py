@@ -151,14 +151,15 @@ def _wants_json(options: argparse.Namespace) -> bool:
 
 
 def _lens(options: argparse.Namespace) -> None:
-    from minibert.lens import lens_page, write_page
+    from minibert.lens import lens_page
+    from minibert.shards import write_output
 
     texts = list(_lines(options))
     page = lens_page(_load(options, "auto"), texts, options.max_length)
     if options.output == "-":
         print(page, end="")
     else:
-        write_page(page, Path(options.output))
+        write_output(Path(options.output), page.encode())
 
 
 def _plot(options: argparse.Namespace) -> None:

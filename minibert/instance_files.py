@@ -86,13 +86,14 @@ def write_instances(
             made = maker.make(block, Random(seed + number))
             if number == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                replace(folder / MANIFEST, json.dumps({**made_of, "complete": False}))
+                replace(folder / MANIFEST, json.dumps({**made_of, "complete": False}).encode())
                 write_tokenizer(tokenizer, folder)
             _write(paths[-1], made)
     if not paths:
         raise ValueError(f"there is no sentence in {', '.join(names)}")
     there_is = _count(paths, len(tokenizer))
-    replace(folder / MANIFEST, json.dumps({**made_of, "complete": True, **there_is}, indent=2))
+    whole = {**made_of, "complete": True, **there_is}
+    replace(folder / MANIFEST, json.dumps(whole, indent=2).encode())
 
 
 class Instances:

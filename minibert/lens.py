@@ -6,17 +6,14 @@ code gives; and nothing is fetched from anywhere, today or in ten years. Read ne
 """
 
 import base64
-import errno
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 from collections.abc import Sequence
 from importlib import resources
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +24,6 @@ from minibert.blocks import read_pair
 from minibert.heads import MaskedLMHead, PretrainingHead
 from minibert.manifest import fingerprint
 from minibert.model import BertOutput
-from minibert.shards import replace
 from minibert.vectors import Text
 
 TOP = 5  # guesses of the masked-LM head for each token and state
@@ -68,16 +64,6 @@ def lens_page(bert: Bert, texts: Sequence[str], max_length: int | None = None) -
     # The embedding may have rows to spare, of which no piece is known.
     pieces = {n: known[n] if n < len(known) else f"(row {n})" for n in sorted(used)}
     return _assemble({**_describe(bert), "projection": shares, "pieces": pieces, "texts": shown})
-
-
-def write_page(page: str, path: Path) -> None:
-    """Write a page; an OSError if it cannot be written, and then what was there is there still."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        replace(path, page)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _assemble(data: dict[str, Any]) -> str:

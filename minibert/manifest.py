@@ -54,8 +54,9 @@ def open_manifest(
         CheckpointError: if the manifest is broken.
     """
     path = target / "manifest.json" if is_folder else _beside(target)
-    if target.exists() and target.is_dir() != is_folder:
-        raise ValueError(f"{target} is {'no' if is_folder else 'a'} folder; give another --output")
+    if target.exists() and not (target.is_dir() if is_folder else target.is_file()):
+        known = "no" if is_folder else "a" if target.is_dir() else "a pipe or device, no file or"
+        raise ValueError(f"{target} is {known} folder; give another --output")
     if existing == "overwrite":
         _remove(target, path)
     if path.exists():
@@ -105,7 +106,7 @@ def origin(
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest."""
-    replace(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    replace(path, f"{json.dumps(manifest, indent=1, ensure_ascii=False)}\n".encode())
 
 
 def fingerprint(bert: Bert) -> str:
@@ -166,7 +167,7 @@ def _remove(target: Path, manifest: Path) -> None:
             for path in target.glob(pattern):
                 path.unlink()
     else:
-        target.unlink(missing_ok=True)
+        target.resolve().unlink(missing_ok=True)  # of a link the file, which is made anew
 
 
 def _others(target: Path, is_folder: bool) -> list[Path]:

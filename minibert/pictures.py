@@ -5,6 +5,7 @@ Read next: plan.py.
 
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from minibert.plots import (
     plot_similarity,
     read_accuracies,
 )
+from minibert.shards import write_output
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -82,8 +84,7 @@ def save_plot(axes: Axes, path: Path) -> None:
         raise ValueError("these Axes are in no figure")
     # Without a date, and with names that are no random numbers.
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-    try:
-        with rc_context({"svg.hashsalt": "minibert"}):
-            figure.savefig(path, dpi=150, metadata=metadata)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    drawn = BytesIO()
+    with rc_context({"svg.hashsalt": "minibert"}):
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:], metadata=metadata)
+    write_output(path, drawn.getvalue())

@@ -288,10 +288,24 @@ def to_disk(file: BufferedRandom | BufferedWriter) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def replace(path: Path, content: str) -> None:
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that a user named; an OSError if that fails, and then a plain one is as it was.
+
+    A link, a pipe and a device are written to, and never replaced.
+    """
+    try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(content)
+        else:
+            replace(path, content)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def replace(path: Path, content: bytes) -> None:
     """Write a small file so that at any moment it is the old one or the new one."""
     with _temporary(path).open("wb") as file:
-        file.write(content.encode())
+        file.write(content)
         to_disk(file)
     os.replace(_temporary(path), path)
     sync_folder(path.parent)

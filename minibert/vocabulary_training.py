@@ -89,8 +89,9 @@ def write_tokenizer(tokenizer: WordPieceTokenizer, folder: Path) -> None:
         "tokenize_chinese_chars": normalizer.tokenize_chinese_chars,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / "vocab.txt", "".join(f"{piece}\n" for piece in tokenizer.vocabulary))
-    replace(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    pieces = "".join(f"{piece}\n" for piece in tokenizer.vocabulary)
+    replace(folder / "vocab.txt", pieces.encode())
+    replace(folder / "tokenizer_config.json", f"{json.dumps(settings, indent=2)}\n".encode())
 
 
 def _usual_characters(counts: Mapping[str, int], most: int) -> set[str]:

@@ -48,7 +48,7 @@ BUDGETS = {
     "saving": 150,
     "analysis": 250,
     "lines": 190,
-    "shards": 310,
+    "shards": 320,
     "stored": 170,
     "job": 120,
     "manifest": 190,

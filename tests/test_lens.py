@@ -22,7 +22,7 @@ from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.edits import ablate_heads, edit
 from minibert.hooks import capture
-from minibert.lens import lens_page, write_page
+from minibert.lens import lens_page
 from minibert.model import BertModel, BertOutput
 from minibert.tokenizer import WordPieceTokenizer
 
@@ -325,7 +325,7 @@ def bert() -> Bert:
 def page(bert: Bert, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair, read together."""
     path = tmp_path_factory.mktemp("lens") / "pair.html"
-    write_page(lens_page(bert, [" ||| ".join(PAIR)]), path)
+    path.write_text(lens_page(bert, [" ||| ".join(PAIR)]), "utf-8")
     return path
 
 
@@ -517,7 +517,7 @@ def test_path_and_length(browser: Browser, page: Path, bert: Bert) -> None:
 def test_senses_equal_compare(browser: Browser, bert: Bert, tmp_path: Path) -> None:
     texts = ["A walrus, a walrus.", "b am the WALRUS"]
     path = tmp_path / "senses.html"
-    write_page(lens_page(bert, texts), path)
+    path.write_text(lens_page(bert, texts), "utf-8")
     expected = bert.compare("walrus", texts).similarity
     browser.open(path)
     assert browser.all("#word option")[0].text == "walrus (3 times)"
@@ -540,7 +540,7 @@ def test_senses_equal_compare(browser: Browser, bert: Bert, tmp_path: Path) -> N
 
 def test_no_word_comes_twice(browser: Browser, bert: Bert, tmp_path: Path) -> None:
     path = tmp_path / "once.html"
-    write_page(lens_page(bert, ["a b"]), path)
+    path.write_text(lens_page(bert, ["a b"]), "utf-8")
     browser.open(path)
     assert browser.text("#senses-note").startswith("No word stands on this page more than once")
     assert not browser.all("#senses-body")[0].is_displayed()
@@ -566,7 +566,7 @@ def test_mask(browser: Browser, page: Path, bert: Bert) -> None:
 
 def test_without_a_head_it_says_so(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    write_page(lens_page(make_bert(), ["a [MASK]"]), path)
+    path.write_text(lens_page(make_bert(), ["a [MASK]"]), "utf-8")
     browser.open(path)
     assert "no masked-LM head" in browser.text("#mask-note")
     assert not browser.all("#mask-body")[0].is_displayed()
@@ -699,7 +699,7 @@ def test_text_is_shown_and_not_run(browser: Browser, tmp_path: Path, text: str) 
     path = tmp_path / "nasty.html"
     model = wide_model(99)
     bert = Bert(model.config, WordPieceTokenizer(PIECES, lowercase=True), model)
-    write_page(lens_page(bert, [f"{text} a ||| a {text}"]), path)
+    path.write_text(lens_page(bert, [f"{text} a ||| a {text}"]), "utf-8")
     browser.open(path)
     assert browser.run("return document.scripts.length") == 2
     assert browser.run("return document.images.length") == 0
@@ -730,7 +730,7 @@ def test_any_text_at_any_width(browser: Browser, tmp_path: Path, kind: str, widt
     path = tmp_path / "page.html"
     model = wide_model(512)
     bert = Bert(model.config, WordPieceTokenizer(PIECES, lowercase=True), model)
-    write_page(lens_page(bert, [TEXTS[kind]]), path)
+    path.write_text(lens_page(bert, [TEXTS[kind]]), "utf-8")
     browser.open(path, width, "dark")
     page_width, window = browser.run(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"

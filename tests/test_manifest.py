@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,20 @@ def test_overwriting_takes_away_what_an_extraction_wrote(tmp_path: Path) -> None
     (tmp_path / "out" / "vectors.txt").unlink()
     open_manifest(tmp_path / "out", True, WANTED, "overwrite")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
+
+
+def test_overwriting_spares_links_pipes_and_devices(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "a.npy", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "b.npy")
+    os.mkfifo(pipe)
+    (tmp_path / "b.npy").write_text("1")
+    open_manifest(link, False, WANTED, "overwrite")
+    assert link.is_symlink()
+    assert not (tmp_path / "b.npy").exists()
+    for existing in ("continue", "overwrite"):
+        with pytest.raises(ValueError, match="pipe is a pipe or device, no file or fold"):
+            open_manifest(pipe, False, WANTED, existing)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null"])

@@ -162,11 +162,36 @@ def test_a_small_file_is_replaced_in_one_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
-    shards.replace(path, "old")
+    shards.replace(path, b"old")
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", lambda *_: pytest.fail("here the process dies"))
         with pytest.raises(pytest.fail.Exception):
-            shards.replace(path, "new")
+            shards.replace(path, b"new")
     assert path.read_text() == "old"
-    shards.replace(path, "ü")
-    assert path.read_text("utf-8") == "ü"
+    shards.replace(path, b"newer")
+    assert path.read_text() == "newer"
+
+
+def test_an_output_goes_where_a_link_or_pipe_leads(tmp_path: Path) -> None:
+    """Put in their place, a file would be lost on whoever reads them; /dev/null is one of them."""
+    plain, link, ahead, pipe = (tmp_path / name for name in ("plain", "link", "ahead", "pipe"))
+    plain.write_text("old")
+    link.symlink_to(plain)
+    ahead.symlink_to(tmp_path / "none yet")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (link, ahead, pipe):
+        shards.write_output(path, b"new")
+    assert plain.read_text() == (tmp_path / "none yet").read_text() == "new"
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
+    assert link.is_symlink()
+    assert ahead.is_symlink()
+    assert pipe.is_fifo()
+    with pytest.raises(OSError, match=f"cannot write {tmp_path}: Is a directory"):
+        shards.write_output(tmp_path, b"new")
+    with pytest.raises(OSError, match="cannot write .*/no/file: No such file or directory"):
+        shards.write_output(tmp_path / "no" / "file", b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("plain", "link", "ahead", "none yet", "pipe")
+    }
