@@ -108,7 +108,7 @@ def write_folder(folder: Path, names: Collection[str], fill: Callable[[Path], No
 
     Args:
         folder: need not exist. If it does, it may hold nothing but an earlier set of the files.
-        names: of the files.
+        names: of the files that there may be; "a/b" is one in a folder of the folder.
         fill: writes them into an empty folder.
 
     Raises:
@@ -118,16 +118,16 @@ def write_folder(folder: Path, names: Collection[str], fill: Callable[[Path], No
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the name of a folder")
-    there = set(os.listdir(folder)) if folder.exists() else set()
-    if others := sorted(there - set(names)):
-        raise ValueError(f"{folder} also has {others[0]}, which would be lost; take a new folder")
+    if folder.exists() and (other := _other(folder, names)):
+        name = other.relative_to(folder)
+        raise ValueError(f"{folder} also has {name}, which would be lost; take a new folder")
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         draft.mkdir(parents=True)
         fill(draft)
-        for path in (*draft.iterdir(), draft):
+        for path in (*draft.rglob("*"), draft):
             _to_disk(path)
-        if there:
+        if folder.exists() and any(folder.iterdir()):
             _exchange(draft, folder)
         else:
             draft.replace(folder)
@@ -136,6 +136,20 @@ def write_folder(folder: Path, names: Collection[str], fill: Callable[[Path], No
         raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # what was not finished, or what was replaced
+
+
+def _other(folder: Path, names: Collection[str]) -> Path | None:
+    """The first thing in a folder that is none of the files, if there is one."""
+    for path in sorted(folder.iterdir()):
+        start = f"{path.name}/"
+        inside = [name.removeprefix(start) for name in names if name.startswith(start)]
+        mode = path.lstat().st_mode
+        if inside and stat.S_ISDIR(mode):
+            if other := _other(path, inside):
+                return other
+        elif not (path.name in names and stat.S_ISREG(mode)):
+            return path
+    return None
 
 
 def _to_disk(path: Path) -> None:

@@ -17,6 +17,7 @@ from minibert.bert import Bert
 from minibert.files import write_folder
 from minibert.glossary import BIAS, DECODER, SECOND_BIAS, checkpoint_names, head_names
 from minibert.packing import is_packed
+from minibert.source import POOLING_FILES
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vocabulary import SPECIAL_TOKENS
 from minibert.wordpiece import MAX_CHARACTERS_PER_WORD
@@ -28,7 +29,8 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
     """Write a model in the Hub's layout, for minibert, transformers and what else reads it.
 
     The files are config.json, vocab.txt, tokenizer.json, tokenizer_config.json and
-    model.safetensors. The head is written, too, if there is one: load it with head="auto". The
+    model.safetensors; of a model for sentences also modules.json and 1_Pooling/config.json, for
+    sentence-transformers. The head is written, too, if there is one: load it with head="auto". The
     weights keep their dtype: `load(folder, dtype=...)` with that dtype gives the same numbers, bit
     for bit.
 
@@ -52,8 +54,13 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(bert).items()}
 
+    if bert.source and bert.source.pooling:
+        files = bert.source.pooling.files(bert.config.hidden_size)
+        texts |= {name: _to_json(content) for name, content in files.items()}
+
     def fill(draft: Path) -> None:
         for name, text in texts.items():
+            (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(text.encode())
         try:
             save_file(tensors, draft / _WEIGHTS, {"format": "pt"})
@@ -62,7 +69,7 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
         # safetensors makes files that only their owner can read, whatever the umask.
         (draft / _WEIGHTS).chmod((draft / "config.json").stat().st_mode)
 
-    write_folder(Path(folder), [*texts, _WEIGHTS], fill)
+    write_folder(Path(folder), {*texts, *POOLING_FILES, _WEIGHTS}, fill)
 
 
 def _tensors(bert: Bert) -> dict[str, Tensor]:
@@ -83,7 +90,7 @@ def _tensors(bert: Bert) -> dict[str, Tensor]:
     return state
 
 
-def _to_json(content: dict[str, Any]) -> str:
+def _to_json(content: Any) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -8,10 +8,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minibert.cache import sha256, stamp
 from minibert.config import CheckpointError
 from minibert.files import read_json, read_object
+
+POOLING_FILES = ("modules.json", "1_Pooling/config.json")
+_TYPES = "sentence_transformers.models."
 
 # Flags of 1_Pooling/config.json and the names of their modes.
 _MODES = {
@@ -35,6 +39,18 @@ class Pooling:
 
     mode: str  # "cls", "mean", "max", "mean_sqrt_len", "weightedmean" or "lasttoken"
     normalize: bool  # whether the vector is divided by its length
+
+    def files(self, hidden_size: int) -> dict[str, Any]:
+        """The content of the files that say this, by their names."""
+        kinds = ["Transformer", "Pooling", *(["Normalize"] if self.normalize else [])]
+        paths = ["", "1_Pooling", "2_Normalize"]  # the last has no file, and need not be there
+        modules = [
+            {"idx": n, "name": str(n), "path": paths[n], "type": f"{_TYPES}{kind}"}
+            for n, kind in enumerate(kinds)
+        ]
+        flags = {flag: mode.removesuffix("_tokens") == self.mode for flag, mode in _MODES.items()}
+        settings = {"word_embedding_dimension": hidden_size, **flags}
+        return dict(zip(POOLING_FILES, (modules, settings), strict=True))
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,34 @@ def test_other_files_are_not_lost(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["thesis"]
 
 
+def test_files_in_folders_of_a_folder(tmp_path: Path) -> None:
+    def write(draft: Path) -> None:
+        (draft / "in").mkdir()
+        (draft / "in" / "one").write_text("new")
+
+    folder = tmp_path / "folder"
+    write_folder(folder, ["in/one"], write)
+    write_folder(folder, ["in/one"], write)
+    assert (folder / "in" / "one").read_text() == "new"
+    (folder / "in" / "thesis").write_text("words")
+    with pytest.raises(ValueError, match="also has in/thesis, which would be lost"):
+        write_folder(folder, ["in/one"], write)
+    assert (folder / "in" / "thesis").read_text() == "words"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("two")])
+def test_what_only_has_the_name_of_a_file_is_not_lost(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "folder"
+    write_folder(folder, NAMES, fill("old"))
+    (folder / "one").unlink()
+    make(folder / "one")
+    with pytest.raises(ValueError, match="folder also has one, which would be lost"):
+        write_folder(folder, NAMES, fill("new"))
+    assert (folder / "two").read_text() == "old"
+
+
 def test_the_folder_has_the_usual_mode(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -4,6 +4,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ODD, PIECES, random_model, run_python
@@ -13,6 +14,7 @@ from minibert.config import CheckpointError
 from minibert.loading import load
 from minibert.model import BertModel
 from minibert.saving import save
+from minibert.source import Pooling, Source
 from minibert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 
 
@@ -100,6 +102,45 @@ def test_transformers_reads_what_was_saved(tmp_path: Path, files: list[str] | No
             other = theirs(inputs[0], token_type_ids=inputs[1])
         torch.testing.assert_close(mine.last_hidden_state, other.last_hidden_state)
         torch.testing.assert_close(mine.pooler_output, other.pooler_output)
+
+
+def for_sentences(pooling: Pooling) -> Bert:
+    return dataclasses.replace(random_bert(), source=Source("", "", {}, {}, pooling))
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [Pooling("cls", True), Pooling("mean", False), Pooling("max", True)],
+    ids=lambda pooling: f"{pooling.mode} {pooling.normalize}",
+)
+def test_vectors_of_sentences_are_the_same_after_saving(tmp_path: Path, pooling: Pooling) -> None:
+    bert = for_sentences(pooling)
+    save(bert, tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
+    assert loaded.source is not None
+    assert loaded.source.pooling == pooling
+    texts = ["i am", "the walrus."]
+    ours = np.stack(loaded.vectors(texts, unit="sentence").vectors)
+    for mode in ("cls", "mean", "max"):
+        asked = bert.vectors(texts, unit="sentence", pooling=mode, normalize=pooling.normalize)
+        assert (np.stack(asked.vectors) == ours).all() == (mode == pooling.mode)
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_allclose(theirs.encode(texts), ours, atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["mean_sqrt_len", "weightedmean", "lasttoken"])
+def test_a_pooling_that_minibert_lacks_is_kept(tmp_path: Path, mode: str) -> None:
+    save(for_sentences(Pooling(mode, False)), tmp_path / "saved")
+    source = load(tmp_path / "saved").source
+    assert source is not None
+    assert source.pooling == Pooling(mode, False)
+
+
+def test_saving_over_a_model_for_sentences_leaves_nothing_of_it(tmp_path: Path) -> None:
+    save(for_sentences(Pooling("cls", True)), tmp_path / "saved")
+    save(random_bert(), tmp_path / "saved")
+    assert not {"modules.json", "1_Pooling"} & set(os.listdir(tmp_path / "saved"))
 
 
 def test_saving_minilm(minilm: Bert, tmp_path: Path) -> None:
