@@ -44,19 +44,8 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
     """
     if is_packed(bert.model):
         raise ValueError("a packed model cannot be saved; save the one that it was made from")
-    texts = {
-        "config.json": _to_json(_config(bert)),
-        # A line of nothing is not one: such a piece was U+2028 (bert-base-chinese), which readers
-        # take for a space at the end of the line.
-        "vocab.txt": "".join(f"{piece or chr(0x2028)}\n" for piece in bert.tokenizer.vocabulary),
-        "tokenizer.json": _to_json(_tokenizer_json(bert.tokenizer)),
-        "tokenizer_config.json": _to_json(_tokenizer_config(bert)),
-    }
+    texts = _texts(bert)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(bert).items()}
-
-    if bert.source and bert.source.pooling:
-        files = bert.source.pooling.files(bert.config.hidden_size)
-        texts |= {name: _to_json(content) for name, content in files.items()}
 
     def fill(draft: Path) -> None:
         for name, text in texts.items():
@@ -70,6 +59,22 @@ def save(bert: Bert, folder: str | os.PathLike[str]) -> None:
         (draft / _WEIGHTS).chmod((draft / "config.json").stat().st_mode)
 
     write_folder(Path(folder), {*texts, *POOLING_FILES, _WEIGHTS}, fill)
+
+
+def _texts(bert: Bert) -> dict[str, str]:
+    """The content of every file but the weights."""
+    says = bert.source.pooling if bert.source else None
+    contents = {
+        "config.json": _config(bert),
+        "tokenizer.json": _tokenizer_json(bert.tokenizer),
+        "tokenizer_config.json": _tokenizer_config(bert),
+        **(says.files(bert.config.hidden_size) if says else {}),
+    }
+    # A line of nothing is not one: such a piece was U+2028 (bert-base-chinese), which readers
+    # take for a space at the end of the line.
+    lines = [f"{piece or chr(0x2028)}\n" for piece in bert.tokenizer.vocabulary]
+    texts = {name: json.dumps(it, indent=2, ensure_ascii=False) for name, it in contents.items()}
+    return {"vocab.txt": "".join(lines), **{name: f"{text}\n" for name, text in texts.items()}}
 
 
 def _tensors(bert: Bert) -> dict[str, Tensor]:
@@ -88,10 +93,6 @@ def _tensors(bert: Bert) -> dict[str, Tensor]:
         if DECODER in state:  # transformers reads its bias here, and that of a tied one there
             state[SECOND_BIAS] = state[BIAS].clone()
     return state
-
-
-def _to_json(content: Any) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _config(bert: Bert) -> dict[str, Any]:
