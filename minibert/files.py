@@ -1,7 +1,8 @@
 """Reading files that may be anything, and writing a folder so that it is whole or not there.
 
 A file may be cut, hostile, or something else than its name says. All that minibert reads of a
-model, the weights excepted, goes through `read_bytes` and `read_json`. Read next: vocabulary.py.
+model, the weights excepted, goes through `read_bytes` and `read_json`. Read next:
+tokenizer_json.py.
 """
 
 import ctypes

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from minibert.config import CheckpointError
 from minibert.files import looks_like, read_bytes
-from minibert.wordpiece import MAX_CHARACTERS_PER_WORD
+from minibert.tokenizer_json import check_frame, read_model
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -25,6 +25,8 @@ _IMPLEMENTED: dict[str, tuple[Any, ...]] = {
         "PreTrainedTokenizerFast",
         "TokenizersBackend",
     ),
+    "word_tokenizer_type": (None, "basic"),
+    "subword_tokenizer_type": (None, "wordpiece"),
     "do_basic_tokenize": (None, True),
     "never_split": (None, []),
     "pad_token": (None, "[PAD]"),
@@ -34,14 +36,6 @@ _IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "mask_token": (None, "[MASK]"),
     "padding_side": (None, "left", "right"),
     "truncation_side": (None, "left", "right"),
-}
-
-
-# The same for the model in tokenizer.json.
-_MODEL = {
-    "unk_token": "[UNK]",
-    "continuing_subword_prefix": "##",
-    "max_input_chars_per_word": MAX_CHARACTERS_PER_WORD,
 }
 
 
@@ -90,14 +84,10 @@ def settle(
         CheckpointError: if they contradict each other, ask for something that is not implemented,
             or leave open whether a vocabulary with capitals is for lower-cased text.
     """
-    for key, implemented in _IMPLEMENTED.items():
-        value = settings.get(key)
-        value = value.get("content") if isinstance(value, dict) else value
-        if value not in implemented:
-            raise CheckpointError(f"{key} {value!r} is not supported, only {implemented[-1]!r} is")
+    _check_settings(settings)
     normalizer: Mapping[str, Any] = {}
     if tokenizer_json is not None:
-        own_pieces, normalizer = _read_tokenizer_json(tokenizer_json)
+        own_pieces, normalizer = read_model(tokenizer_json)
         # A line is read without the space at its end; tokenizer.json may have kept it.
         if pieces is not None and pieces != [piece.rstrip() for piece in own_pieces]:
             raise CheckpointError("vocab.txt and tokenizer.json have different vocabularies")
@@ -112,9 +102,20 @@ def settle(
     apart = _agreed(chinese, settings, "handle_chinese_chars", normalizer)
     extra = _read_added_tokens(pieces, settings, tokenizer_json or {})
     vocabulary = [*pieces, *(token for token in extra if token not in set(pieces))]
+    if tokenizer_json is not None:
+        check_frame(tokenizer_json, vocabulary)
     return TokenizerParts(
         vocabulary, lowercase is not False, strip_accents, apart is not False, extra
     )
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    for key, implemented in _IMPLEMENTED.items():
+        value = settings.get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        if value not in implemented:
+            known = " or ".join(repr(value) for value in implemented if value is not None)
+            raise CheckpointError(f"{key} {value!r:.80} is not supported, only {known}")
 
 
 def _check_uncased(pieces: list[str]) -> None:
@@ -140,30 +141,6 @@ def _agreed(
             f"tokenizer_config.json has {key} {said[0]}, but tokenizer.json {other_key} {said[1]}"
         )
     return said[0] if said else None
-
-
-def _read_tokenizer_json(content: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
-    """The pieces by id, and the settings of the normalizer."""
-    model, normalizer = content.get("model"), content.get("normalizer")
-    model = model if isinstance(model, dict) else {}
-    ids = model.get("vocab")
-    if not isinstance(ids, dict) or model.get("type", "WordPiece") != "WordPiece":
-        kind = model.get("type")
-        raise CheckpointError(f"tokenizer.json has a tokenizer of kind {kind}, not WordPiece")
-    for key, value in _MODEL.items():
-        if model.get(key, value) != value:
-            raise CheckpointError(
-                f"tokenizer.json: {key} {model[key]!r}, only {value!r} is supported"
-            )
-    if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
-        raise CheckpointError("tokenizer.json has another normalizer than BertNormalizer")
-    if normalizer.get("clean_text") is not True:
-        raise CheckpointError("tokenizer.json: clean_text must be true")
-    has_numbers = all(type(number) is int for number in ids.values())
-    pieces = sorted(ids, key=ids.__getitem__) if has_numbers else []
-    if not pieces or [ids[piece] for piece in pieces] != list(range(len(pieces))):
-        raise CheckpointError("tokenizer.json: the ids of the vocabulary are not 0, 1, 2, ...")
-    return pieces, normalizer
 
 
 def _read_added_tokens(

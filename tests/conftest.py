@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,6 +155,39 @@ def write_folder(
     tensors = {prefix + theirs: state[own] for own, theirs in names.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def whole(pieces: list[str] = PIECES, **changes: Any) -> dict[str, Any]:
+    """A tokenizer.json, as `tokenizers` writes it."""
+    content: dict[str, Any] = {
+        "added_tokens": [
+            {"id": number, "content": token, "special": True, "normalized": False}
+            for number, token in enumerate(SPECIAL_TOKENS)
+        ],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": False,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {piece: number for number, piece in enumerate(pieces)},
+        },
+    }
+    for path, value in changes.items():
+        *outer, key = path.split("__")
+        place = content
+        for name in outer:
+            place = place[name]
+        place[key] = value
+    return content
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ODD, PIECES, random_model
+from conftest import ODD, PIECES, random_model, whole
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,13 +80,8 @@ def vocab(edit: Callable[[list[str]], list[str]], end: str = "\n") -> Edit:
     return put("vocab.txt", "".join(piece + end for piece in edit(list(PIECES))).encode())
 
 
-def tokenizer_json(
-    pieces: list[str] = PIECES, lowercase: bool = True, kind: str = "WordPiece"
-) -> Edit:
-    content = {
-        "normalizer": {"type": "BertNormalizer", "clean_text": True, "lowercase": lowercase},
-        "model": {"type": kind, "vocab": {piece: number for number, piece in enumerate(pieces)}},
-    }
+def tokenizer_json(pieces: list[str] = PIECES, **changes: object) -> Edit:
+    content = whole(pieces, **{"normalizer__lowercase": True, **changes})
     return put("tokenizer.json", json.dumps(content))
 
 
@@ -116,6 +111,7 @@ def no_change(_: Path) -> None:
 
 
 CASED = [*PIECES, "Walrus"]
+JAPANESE = "tokenizer_class 'BertJapaneseTokenizer' is not supported, only 'BertTokenizer' or"
 cased = vocab(lambda p: [*p[:-1], "Walrus"])
 
 # What the tokenizer's files can do: B1.2.
@@ -123,7 +119,7 @@ TOKENIZER: list[tuple[str, Edit, str]] = [
     ("cased vocabulary, nothing says so", both(cased, gone(SETTINGS)), "has capitals .'Walrus'"),
     (
         "tokenizer.json and tokenizer_config.json disagree",
-        tokenizer_json(lowercase=False),
+        tokenizer_json(normalizer__lowercase=False),
         "do_lower_case True, but tokenizer.json lowercase False",
     ),
     (
@@ -177,6 +173,25 @@ TOKENIZER: list[tuple[str, Edit, str]] = [
         "SentencePiece",
         both(gone("vocab.txt"), put("sentencepiece.bpe.model", b"\n\x0e\n")),
         "neither a vocab.txt nor a tokenizer.json",
+    ),
+    *(
+        (f"tokenizer_class in {name}", edit(tokenizer_class="BertJapaneseTokenizer"), JAPANESE)
+        for name, edit in (("config.json", config), (SETTINGS, settings))
+    ),
+    (
+        "words of MeCab, as in cl-tohoku/bert-base-japanese",
+        settings(word_tokenizer_type="mecab"),
+        "word_tokenizer_type 'mecab' is not supported",
+    ),
+    (
+        "other words in tokenizer.json",
+        tokenizer_json(pre_tokenizer__type="WhitespaceSplit"),
+        "another pre_tokenizer than BertPreTokenizer",
+    ),
+    (
+        "no frame in tokenizer.json",
+        tokenizer_json(post_processor=None),
+        "does not frame texts as BertTokenizer does",
     ),
     ("never_split", settings(never_split=["a"]), "never_split .*'a'.* is not supported"),
     ("do_basic_tokenize", settings(do_basic_tokenize=False), "do_basic_tokenize False is not supp"),
@@ -383,7 +398,7 @@ FILES: list[tuple[int, Edit, str]] = [
         "has 15 pieces in vocab.txt and 14 rows in its word embedd",
     ),
     (45, vocab(lambda p: p[:-1]), LOADS),  # with a warning
-    (46, tokenizer_json(kind="BPE"), "tokenizer of kind BPE, not WordPiece"),
+    (46, tokenizer_json(model__type="BPE"), "tokenizer of kind 'BPE', not WordPiece"),
     (47, both(cased, gone(SETTINGS)), "has capitals"),
 ]
 

@@ -3,44 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PIECES
+from conftest import PIECES, whole
 
 from minibert.config import CheckpointError
 from minibert.files import read_object
 from minibert.vocabulary import SPECIAL_TOKENS, read_vocabulary, settle
 
 CASED = [*PIECES, "Walrus"]
-
-
-def whole(pieces: list[str] = PIECES, **changes: Any) -> dict[str, Any]:
-    """A tokenizer.json, as `tokenizers` writes it."""
-    content: dict[str, Any] = {
-        "added_tokens": [
-            {"id": number, "content": token, "special": True, "normalized": False}
-            for number, token in enumerate(SPECIAL_TOKENS)
-        ],
-        "normalizer": {
-            "type": "BertNormalizer",
-            "clean_text": True,
-            "handle_chinese_chars": True,
-            "strip_accents": None,
-            "lowercase": False,
-        },
-        "model": {
-            "type": "WordPiece",
-            "unk_token": "[UNK]",
-            "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 100,
-            "vocab": {piece: number for number, piece in enumerate(pieces)},
-        },
-    }
-    for path, value in changes.items():
-        *outer, key = path.split("__")
-        place = content
-        for name in outer:
-            place = place[name]
-        place[key] = value
-    return content
 
 
 def test_vocab_alone() -> None:
@@ -79,20 +48,14 @@ def test_a_vocabulary_with_capitals_must_say() -> None:
         (PIECES, {"do_lower_case": "false"}, None, "do_lower_case must be true or false"),
         (PIECES, {"do_lower_case": 0}, None, "do_lower_case must be true or false, got 0"),
         (PIECES, {"tokenizer_class": "RobertaTokenizer"}, None, "tokenizer_class 'RobertaTok"),
+        (PIECES, {"tokenizer_class": "x" * 10**6}, None, "tokenizer_class 'x{79} is not .{,150}$"),
+        (PIECES, {"word_tokenizer_type": "mecab"}, None, "word_tokenizer_type 'mecab' is not"),
+        (PIECES, {"subword_tokenizer_type": "character"}, None, "subword_tokenizer_type 'char"),
         (PIECES, {"do_basic_tokenize": False}, None, "do_basic_tokenize False is not supported"),
         (PIECES, {"never_split": ["[E1]"]}, None, "never_split .* is not supported"),
         (PIECES, {"unk_token": "<unk>"}, None, "unk_token '<unk>' is not supported"),
         (PIECES, {"cls_token": {"content": "<s>"}}, None, "cls_token '<s>' is not supported"),
         (PIECES, {"padding_side": "both"}, None, "padding_side 'both' is not supported"),
-        (None, {}, whole(model__type="BPE"), "of kind BPE, not WordPiece"),
-        (None, {}, {"model": None}, "of kind None, not WordPiece"),
-        (None, {}, whole(model__unk_token="<unk>"), "unk_token '<unk>', only '.UNK.'"),
-        (None, {}, whole(model__continuing_subword_prefix="@@"), "continuing_subword_prefix '@@'"),
-        (None, {}, whole(model__max_input_chars_per_word=200), "max_input_chars_per_word 200"),
-        (None, {}, whole(model__vocab={"a": 0, "b": 2}), "ids of the vocabulary are not 0, 1, 2"),
-        (None, {}, whole(normalizer=None), "another normalizer than BertNormalizer"),
-        (None, {}, whole(normalizer__type="Lowercase"), "another normalizer than BertNormalizer"),
-        (None, {}, whole(normalizer__clean_text=False), "clean_text must be true"),
     ],
 )
 def test_what_is_refused(
