@@ -111,7 +111,7 @@ def _tokenizer_config(bert: Bert) -> dict[str, Any]:
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
         **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
-        "added_tokens_decoder": {str(entry["id"]): entry for entry in _special(tokenizer)},
+        "added_tokens_decoder": {str(entry.pop("id")): entry for entry in _special(tokenizer)},
     }
 
 

@@ -104,6 +104,20 @@ def test_transformers_reads_what_was_saved(tmp_path: Path, files: list[str] | No
         torch.testing.assert_close(mine.pooler_output, other.pooler_output)
 
 
+def test_other_classes_of_transformers_are_told_the_special_tokens(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """BertTokenizer knows them; others only what tokenizer_config.json says."""
+    transformers = pytest.importorskip("transformers")
+    save(random_bert(added_tokens=["[E1]"]), tmp_path / "saved")
+    for kind in (transformers.PreTrainedTokenizerFast, transformers.AutoTokenizer):
+        theirs = kind.from_pretrained(tmp_path / "saved")
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        assert tuple(getattr(theirs, name) for name in names) == SPECIAL_TOKENS
+        assert theirs.convert_tokens_to_ids("[E1]") == theirs("[E1]").input_ids[1]
+    assert capfd.readouterr().out == ""  # "Ignored unknown kwarg option" of tokenizers
+
+
 def for_sentences(pooling: Pooling) -> Bert:
     return dataclasses.replace(random_bert(), source=Source("", "", {}, {}, pooling))
 
