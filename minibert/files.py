@@ -1,17 +1,13 @@
-"""Reading files that may be anything, and writing a folder so that it is whole or not there.
+"""Reading files that may be anything.
 
 A file may be cut, hostile, or something else than its name says. All that minibert reads of a
 model, the weights excepted, goes through `read_bytes` and `read_json`. Read next:
 tokenizer_json.py.
 """
 
-import ctypes
 import json
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -102,75 +98,3 @@ def looks_like(content: bytes) -> str:
         return "it is empty"
     start = content[:100].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((kind for mark, kind in _STARTS.items() if start.startswith(mark)), "")
-
-
-def write_folder(folder: Path, names: Collection[str], fill: Callable[[Path], None]) -> None:
-    """Write files into a folder, all of them at once: a crash leaves the old folder or the new one.
-
-    Args:
-        folder: need not exist. If it does, it may hold nothing but an earlier set of the files.
-        names: of the files that there may be; "a/b" is one in a folder of the folder.
-        fill: writes them into an empty folder.
-
-    Raises:
-        ValueError: if there is something else in the folder, which would be lost.
-        CheckpointError: if the files cannot be written; the folder is as it was.
-    """
-    folder = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give the name of a folder")
-    if folder.exists() and (other := _other(folder, names)):
-        name = other.relative_to(folder)
-        raise ValueError(f"{folder} also has {name}, which would be lost; take a new folder")
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        draft.mkdir(parents=True)
-        fill(draft)
-        for path in (*draft.rglob("*"), draft):
-            _to_disk(path)
-        if folder.exists() and any(folder.iterdir()):
-            _exchange(draft, folder)
-        else:
-            draft.replace(folder)
-        _to_disk(folder.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # what was not finished, or what was replaced
-
-
-def _other(folder: Path, names: Collection[str]) -> Path | None:
-    """The first thing in a folder that is none of the files, if there is one."""
-    for path in sorted(folder.iterdir()):
-        start = f"{path.name}/"
-        inside = [name.removeprefix(start) for name in names if name.startswith(start)]
-        mode = path.lstat().st_mode
-        if inside and stat.S_ISDIR(mode):
-            if other := _other(path, inside):
-                return other
-        elif not (path.name in names and stat.S_ISREG(mode)):
-            return path
-    return None
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file or folder would outlive a power cut."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Let two folders change names in one step, which Python has no function for.
-
-    Source: Linux's renameat2(2), flag RENAME_EXCHANGE.
-    """
-    here, exchange = -100, 2
-    library = ctypes.CDLL(None, use_errno=True)
-    rename = getattr(library, "renameat2", None)
-    if rename is None or rename(here, bytes(one), here, bytes(other), exchange) != 0:
-        reason = os.strerror(ctypes.get_errno()) if rename else "not on this system"
-        raise OSError(f"it cannot be replaced in one step ({reason}); take a new folder")

@@ -1,6 +1,6 @@
 """From a name to a Bert: `load`; a head to be trained on it: `new_head`; more speed: `pack`.
 
-Read next: saving.py.
+Read next: folders.py.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minibert.bert import Bert
-from minibert.files import write_folder
+from minibert.folders import write_folder
 from minibert.glossary import BIAS, DECODER, SECOND_BIAS, checkpoint_names, head_names
 from minibert.packing import is_packed
 from minibert.source import POOLING_FILES

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from minibert.config import BertConfig, CheckpointError
-from minibert.files import read_bytes, read_object, write_folder
+from minibert.files import read_bytes, read_object
+from minibert.folders import write_folder
 from minibert.loading import load
 
 # What is not called the same, after "/" has become "." and "layer_3" "layer.3".
