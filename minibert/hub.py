@@ -159,10 +159,11 @@ def load_tokenizer(
 def read_tokenizer(files: ModelFiles) -> WordPieceTokenizer:
     """Load the tokenizer from files that were found; raises as load_tokenizer does."""
     vocab, whole = files.find("vocab.txt"), files.find("tokenizer.json")
-    settings, config = files.find("tokenizer_config.json"), files.find("config.json")
+    settings = files.find("tokenizer_config.json")
     try:
         pieces = read_vocabulary(vocab) if vocab else None
         said = read_object(settings) if settings else {}
+        config = files.find("config.json")
         if config and said.get("tokenizer_class") is None:  # then transformers looks here
             said["tokenizer_class"] = read_object(config).get("tokenizer_class")
         if not (whole or said.get("added_tokens_decoder")):

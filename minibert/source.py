@@ -82,7 +82,7 @@ def read_pooling(modules: Path, pooling: Path | None) -> Pooling | None:
 
     Returns:
         None, and a line in the log, if the model has more to it than BERT, one mode of pooling and
-        normalisation: a dense layer, or two modes side by side.
+        normalisation: a dense layer, two modes side by side, or settings in another folder.
 
     Raises:
         CheckpointError: if a file is broken or missing.
@@ -91,6 +91,9 @@ def read_pooling(modules: Path, pooling: Path | None) -> Pooling | None:
     if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
         raise CheckpointError(f"{modules}: expected a list of JSON objects")
     kinds = [str(entry.get("type")).rpartition(".")[2] for entry in entries]
+    for number, entry in enumerate(entries[:2]):  # the others have no settings
+        if (path := entry.get("path")) != ("", "1_Pooling")[number]:
+            kinds[number] += f" in {path}"
     if kinds[:2] == ["Transformer", "Pooling"] and kinds[2:] in ([], ["Normalize"]):
         if pooling is None:
             raise CheckpointError(f"{modules} asks for 1_Pooling/config.json, which is not there")
@@ -100,6 +103,6 @@ def read_pooling(modules: Path, pooling: Path | None) -> Pooling | None:
         modes = modes or [mode for mode in _MODES.values() if settings.get("pooling_mode") == mode]
         if len(modes) == 1:
             return Pooling(modes[0].removesuffix("_tokens"), normalize=len(kinds) == 3)
-        kinds[1] = f"Pooling by {modes}"
-    _log.warning("%s: vectors of sentences need %s, which minibert lacks", modules, kinds)
+        kinds[1] = f"Pooling by {modes or settings.get('pooling_mode', [])}"
+    _log.warning("%s: vectors of sentences need %.300r, which minibert lacks", modules, kinds)
     return None

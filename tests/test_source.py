@@ -16,10 +16,12 @@ PREFIX = "sentence_transformers.models."
 
 
 def write(folder: Path, kinds: list[str], settings: object) -> Path:
-    entries = [
-        {"idx": number, "name": str(number), "path": "", "type": PREFIX + kind}
-        for number, kind in enumerate(kinds)
-    ]
+    """The kinds are "Pooling", or "Pooling in folder"; else it is in "1_Pooling"."""
+    entries = []
+    for number, entry in enumerate(kinds):
+        kind, is_elsewhere, path = entry.partition(" in ")
+        path = path if is_elsewhere or not number else f"{number}_{kind}"
+        entries.append({"idx": number, "name": "a", "path": path, "type": PREFIX + kind})
     (folder / "modules.json").write_text(json.dumps(entries))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
@@ -59,7 +61,11 @@ def test_pooling(folder: Path, kinds: list[str], settings: object, expected: Poo
         (["Transformer"], MEAN, "Transformer"),
         (BOTH, {**MEAN, "pooling_mode_max_tokens": True}, r"Pooling by \['mean', 'max'\]"),
         (BOTH, {"pooling_mode_mean_tokens": False}, r"Pooling by \[\]"),
-        (BOTH, {"pooling_mode": "median"}, r"Pooling by \[\]"),
+        (BOTH, {"pooling_mode": "median"}, "Pooling by median"),
+        (BOTH, {"pooling_mode": ["cls", "mean"]}, r"Pooling by \['cls', 'mean'\]"),
+        (["Transformer", "Pooling in 2_Pooling"], MEAN, "'Pooling in 2_Pooling'"),
+        (["Transformer", "Pooling in "], MEAN, "'Pooling in '"),
+        (["Transformer in 0_BERT", "Pooling"], MEAN, "'Transformer in 0_BERT'"),
     ],
 )
 def test_more_than_pooling_is_said(
