@@ -11,12 +11,12 @@ Read next: source.py.
 
 import functools
 import hashlib
+import http.client
 import logging
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import huggingface_hub  # what it needs itself, it imports when it is used
 
@@ -24,6 +24,14 @@ from minibert.config import CheckpointError
 
 _MARKS = ".minibert_checked"  # in a model's folder of the cache: a file for each that passed
 _HASH = "[0-9a-f]{64}|[0-9a-f]{40}"
+_ADVICE = {
+    401: "set HF_TOKEN to a token that is valid",
+    403: "set HF_TOKEN to a token that may read the model",
+    404: "is HF_ENDPOINT right?",
+    429: "wait some minutes, or set HF_TOKEN, which allows more",
+}
+
+_answered: set[str] = set()  # the models of which the Hub has answered this process
 
 _log = logging.getLogger(__name__)
 
@@ -31,50 +39,46 @@ _log = logging.getLogger(__name__)
 def fetch(repository: str, name: str, revision: str, local_files_only: bool) -> Path | None:
     """The path of a file of the Hub in its cache; None if the model has no such file.
 
-    A file of a commit that is in the cache already needs no Hub; a branch or tag is looked up, and
-    stands for the commit of its last download where the Hub cannot be reached.
+    What the cache has under a revision is taken without asking the Hub, even if a branch has moved
+    on since. So is the absence of a file, which the cache remembers from an answer of the Hub, or
+    from a download of the whole model. The Hub is asked for what the cache says nothing of.
 
     Args:
         repository: such as "google-bert/bert-base-cased"; with name and revision, already checked
             to be nothing that a path could be made of.
-        name: such as "config.json".
+        name: such as "config.json", which is asked for before the others.
         revision: branch, tag or commit.
         local_files_only: never ask the Hub.
 
     Raises:
-        ConnectionError: if the Hub cannot give the file now, nor the cache.
+        ConnectionError: if the cache says nothing of the file, and nor does the Hub now; says why.
         CheckpointError: if there is no such model, or the file is not what was published.
     """
-    known = None
-    look_up = _client().try_to_load_from_cache
+    _check_client()
     try:
-        known = look_up(repository, name, revision=revision)
-        is_settled = local_files_only or re.fullmatch("[0-9a-f]{40}", revision)
-        if known is None and local_files_only:
-            raise FileNotFoundError(f"local_files_only, but {_cache()} has no {name} of it")
-        if known is None or not is_settled:
+        known = _look_up(repository, name, revision)
+        if known is None and not is_offline(local_files_only):
             known = _download(repository, name, revision)
     except Exception as error:  # those of whichever HTTP library the client is built on
-        is_left_out = known is None and name != "config.json" and is_offline(local_files_only)
-        if _says_no(error) or (is_left_out and _has_config(repository, revision)):
-            return None  # offline, what the download of a model left out is taken not to exist
-        if _is_final(error) or not isinstance(known, str):
-            raise _translate(repository, error) from error
-        _log.info("%s: the Hub does not answer (%s), so from its cache", repository, error)
-    if not isinstance(known, str):  # "known not to exist"
+        if _says_no(error):
+            return None
+        raise _translate(repository, name, error) from error
+    if known is None:
+        why = "local_files_only or HF_HUB_OFFLINE is set; the cache is"
+        raise ConnectionError(f"{why} {_cache()}")
+    if not known:
         return None
     _check_place(Path(known))
     _check_content(Path(known))
     return Path(known)
 
 
-def _client() -> ModuleType:
-    """The Hub's client, which reads its environment when its parts are first used."""
+def _check_client() -> None:
+    """The Hub's client reads its environment when its parts are first used."""
     try:
         _ = huggingface_hub.try_to_load_from_cache, huggingface_hub.errors
     except Exception as error:
         raise CheckpointError(f"huggingface_hub cannot be used: {error}") from error
-    return huggingface_hub
 
 
 def is_offline(local_files_only: bool) -> bool:
@@ -118,17 +122,24 @@ def _digest(path: Path, digest: "hashlib._Hash") -> str:
     return digest.hexdigest()
 
 
+def _look_up(repository: str, name: str, revision: str) -> str | None:
+    """What the cache has: a path; "" for a file that there is not; None if that is not known."""
+    known = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+    if known is None:
+        with suppress(Exception):  # an older client, or only part of the model was downloaded
+            listed = huggingface_hub.get_cached_repo_tree(repository, revision=revision)
+            return None if any(file.path == name for file in listed) else ""
+    return known if known is None or isinstance(known, str) else ""
+
+
 def _download(repository: str, name: str, revision: str) -> str:
-    # Ask once, and briefly: the download itself would go on trying for half a minute.
-    url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
-    with suppress(huggingface_hub.errors.EntryNotFoundError):  # which the download remembers
-        huggingface_hub.get_hf_file_metadata(url)
+    if repository not in _answered:
+        # Ask first, and briefly: the download itself would go on trying for half a minute.
+        url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
+        with suppress(huggingface_hub.errors.EntryNotFoundError):  # which the download remembers
+            huggingface_hub.get_hf_file_metadata(url)
+        _answered.add(repository)
     return huggingface_hub.hf_hub_download(repository, name, revision=revision)
-
-
-def _has_config(repository: str, revision: str) -> bool:
-    known = huggingface_hub.try_to_load_from_cache(repository, "config.json", revision=revision)
-    return isinstance(known, str)
 
 
 def _cache() -> Path:
@@ -186,24 +197,33 @@ def _says_no(error: Exception) -> bool:
     return isinstance(error, errors.EntryNotFoundError) and not is_local
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether an older copy in the cache is no answer: no such model, or nowhere to write."""
+def _translate(repository: str, name: str, error: Exception) -> Exception:
+    if isinstance(error, OSError) and error.errno is not None:
+        where = str(error.filename or _cache())
+        return CheckpointError(f"cannot keep {repository} in the Hub's cache ({where}): {error}")
     errors = huggingface_hub.errors
-    no_such = errors.RepositoryNotFoundError | errors.RevisionNotFoundError
-    return isinstance(error, no_such) or (isinstance(error, OSError) and error.errno is not None)
+    nowhere = "is neither a folder here nor a model on the Hub (a private one needs HF_TOKEN)"
+    for kind, says in (
+        (errors.GatedRepoError, "is gated: ask for access on its page, then set HF_TOKEN"),
+        (errors.RepositoryNotFoundError, nowhere),
+        (errors.RevisionNotFoundError, "has no such revision on the Hub"),
+    ):
+        if isinstance(error, kind):  # what was cached before it was closed or taken away may do
+            refusal = CheckpointError if name == "config.json" else ConnectionError
+            return refusal(f"{repository} {says}")
+    return ConnectionError(_reason(error))
 
 
-def _translate(name: str, error: Exception) -> Exception:
-    errors = huggingface_hub.errors
-    if isinstance(error, errors.GatedRepoError):
-        return CheckpointError(f"{name} is gated: ask for access on its page, then set HF_TOKEN")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        where = "neither a folder here nor a model on the Hub (a private one needs HF_TOKEN)"
-        return CheckpointError(f"{name} is {where}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return CheckpointError(f"{name} has no such revision on the Hub")
-    if _is_final(error):
-        where = str(getattr(error, "filename", None) or _cache())
-        return CheckpointError(f"cannot keep {name} in the Hub's cache ({where}): {error}")
-    reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-    return ConnectionError(f"cannot get {name} from the Hub ({reason})")
+def _reason(error: Exception) -> str:
+    """Why the Hub did not give a file, and what to do."""
+    responses = (getattr(cause, "response", None) for cause in (error, error.__cause__))
+    response = next((one for one in responses if one is not None), None)
+    if response is None:
+        text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        return f"{text.partition(' Please ')[0]}; try again, or check the network"
+    status = response.status_code
+    said = response.headers.get("X-Error-Message") or http.client.responses.get(status, "")
+    if wait := response.headers.get("Retry-After"):
+        said += f", Retry-After: {wait}"
+    advice = _ADVICE.get(status, "try again later" if status >= 500 else "see the model's page")
+    return f"{status} {said}; {advice}"

@@ -4,6 +4,7 @@ Loading is total: whatever is missing, left over or of another shape is an error
 ever keeps a random start. Read next: vectors.py.
 """
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -49,11 +50,16 @@ def read_config(files: ModelFiles) -> BertConfig:
     path = files.require("config.json")
     values = read_object(path)
     if values.get("auto_map"):
-        _log.warning("%s asks for code of its own (auto_map); minibert never runs it", path)
+        _say_that_code_is_not_run(path)
     try:
         return BertConfig.from_dict(values)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+@functools.cache  # a load reads config.json more than once
+def _say_that_code_is_not_run(path: Path) -> None:
+    _log.warning("%s asks for code of its own (auto_map); minibert never runs it", path)
 
 
 def load_model(

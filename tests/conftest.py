@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -222,10 +223,13 @@ class SmallHub(ThreadingHTTPServer):
 
     Attributes:
         files: (repository, file name) -> content.
+        revisions: branch or tag -> commit.
+        renamed: old name of a repository -> its name now.
         status: what every request is answered with instead, if it is set.
         fault: what goes wrong with each file that is sent: "break" (ends half-way), "break once",
             "slow", "cut" (and announced so), "long", "other bytes", "error 500", "portal" (some
             other server answers), "hang"; "" for nothing.
+        victim: the one file that `status` and `fault` hit; "" for each.
         token: what a client must send, if it is set.
         requests: "METHOD path" of each request so far.
         sent: how many bytes of files were sent so far.
@@ -237,9 +241,12 @@ class SmallHub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _SmallHubHandler)
         self.files: dict[tuple[str, str], bytes] = {}
+        self.revisions = {"main": self.commit}
+        self.renamed: dict[str, str] = {}
         self.status: int | None = None
         self.error_code = ""
         self.fault = ""
+        self.victim = ""
         self.token = ""
         self.requests: list[str] = []
         self.sent = 0
@@ -262,8 +269,12 @@ class SmallHub(ThreadingHTTPServer):
 class _SmallHubHandler(BaseHTTPRequestHandler):
     server: SmallHub
 
+    @property
+    def fault(self) -> str:
+        return self.server.fault if self.path.endswith(self.server.victim) else ""
+
     def do_HEAD(self) -> None:
-        if self.server.fault == "hang":
+        if self.fault == "hang":
             time.sleep(30)
         self._answer()
 
@@ -280,17 +291,21 @@ class _SmallHubHandler(BaseHTTPRequestHandler):
         repository, is_file, rest = self.path[1:].removeprefix("cdn/").partition("/resolve/")
         if is_file:  # newer clients also ask for things of their own
             hub.requests.append(f"{self.command} {self.path}")
-        revision, _, name = rest.partition("/")
-        status, error_code = self._status(repository, revision, name, is_cdn)
+        if repository in hub.renamed:
+            return self._redirect(307, f"/{hub.renamed[repository]}/resolve/{rest}")
+        quoted, _, name = rest.partition("/")
+        commit = hub.revisions.get(unquote(quoted), quoted)
+        status, error_code = self._status(repository, commit, name, is_cdn)
         body = hub.files[repository, name] if status == 200 else b""
         is_large = status == 200 and name.endswith((".safetensors", ".bin"))
         is_elsewhere = is_large and not is_cdn
         start = int((self.headers["Range"] or "bytes=0-")[6:].partition("-")[0])
         self.send_response(302 if is_elsewhere else 206 if start else status)
-        if error_code:
-            self.send_header("X-Error-Code", error_code)
-        if hub.fault != "portal":
-            self._describe(body, is_large)
+        for header, value in (("X-Error-Code", error_code), ("Retry-After", "7")):
+            if value and status >= 400:
+                self.send_header(header, value)
+        if self.fault != "portal":
+            self._describe(body, is_large, commit)
         if is_elsewhere:
             self.send_header("Location", f"http://localhost:{hub.server_port}/cdn{self.path}")
             body = b""
@@ -301,21 +316,30 @@ class _SmallHubHandler(BaseHTTPRequestHandler):
         self.end_headers()
         return body
 
-    def _status(self, repository: str, revision: str, name: str, is_cdn: bool) -> tuple[int, str]:
+    def _redirect(self, status: int, place: str) -> bytes:
+        self.send_response(status)
+        self.send_header("Location", place)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return b""
+
+    def _status(self, repository: str, commit: str, name: str, is_cdn: bool) -> tuple[int, str]:
         hub = self.server
-        may_read = not hub.token or self.headers["Authorization"] == f"Bearer {hub.token}"
+        sent = self.headers["Authorization"]
+        may_read = is_cdn or not hub.token or sent == f"Bearer {hub.token}"
+        is_hit = self.path.endswith(hub.victim)
         answers = [
-            (hub.status is not None, (hub.status or 0, hub.error_code)),
-            (not (may_read or is_cdn), (401, "RepoNotFound")),
+            (hub.status is not None and is_hit, (hub.status or 0, hub.error_code)),
+            (not may_read, (401, "" if sent else "RepoNotFound")),
             (all(repository != known for known, _ in hub.files), (404, "RepoNotFound")),
-            (revision not in ("main", hub.commit), (404, "RevisionNotFound")),
+            (commit not in hub.revisions.values(), (404, "RevisionNotFound")),
             ((repository, name) not in hub.files, (404, "EntryNotFound")),
-            (hub.fault == "error 500" and self.command == "GET", (500, "")),
+            (self.fault == "error 500" and self.command == "GET", (500, "")),
         ]
         return next((answer for holds, answer in answers if holds), (200, ""))
 
-    def _describe(self, body: bytes, is_large: bool) -> None:
-        self.send_header("X-Repo-Commit", self.server.commit)
+    def _describe(self, body: bytes, is_large: bool, commit: str) -> None:
+        self.send_header("X-Repo-Commit", commit)
         if is_large:
             self.send_header("X-Linked-ETag", f'"{hashlib.sha256(body).hexdigest()}"')
             self.send_header("X-Linked-Size", str(len(body)))
@@ -324,24 +348,25 @@ class _SmallHubHandler(BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{git}"')
 
     def _damaged(self, body: bytes) -> bytes:
-        if self.command == "GET" and self.server.fault == "cut":
-            return body[:-10]
-        if self.command == "GET" and self.server.fault == "long":
-            return body + b"1234567890"
-        if self.command == "GET" and self.server.fault == "other bytes":
-            return body[:-1] + bytes([body[-1] ^ 1])
+        if self.command == "GET" and body:
+            if self.fault == "cut":
+                return body[:-10]
+            if self.fault == "long":
+                return body + b"1234567890"
+            if self.fault == "other bytes":
+                return body[:-1] + bytes([body[-1] ^ 1])
         return body
 
     def _send(self, body: bytes) -> None:
-        hub = self.server
-        end = len(body) // 2 if hub.fault.startswith("break") else len(body)
-        if hub.fault == "break once":
+        hub, fault = self.server, self.fault if body else ""
+        end = len(body) // 2 if fault.startswith("break") else len(body)
+        if fault == "break once":
             hub.fault = ""
-        block = max(1, end // 20) if hub.fault == "slow" else max(1, end)
+        block = max(1, end // 20) if fault == "slow" else max(1, end)
         for start in range(0, end, block):
             self.wfile.write(body[start : min(start + block, end)])
             hub.sent += block
-            if hub.fault == "slow":
+            if fault == "slow":
                 time.sleep(0.1)
 
     def _list(self) -> None:
@@ -349,7 +374,8 @@ class _SmallHubHandler(BaseHTTPRequestHandler):
         repository = re.split("/(?:tree|revision)/", self.path.removeprefix("/api/models/"))[0]
         names = [name for known, name in self.server.files if known == repository]
         tree = [{"type": "file", "path": name, "oid": "0" * 40, "size": 1} for name in names]
-        info = {"id": repository, "siblings": [{"rfilename": name} for name in names]}
+        siblings = [{"rfilename": name} for name in names]
+        info = {"id": repository, "sha": self.server.revisions["main"], "siblings": siblings}
         body = json.dumps(tree if "/tree/" in self.path else info).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -453,8 +479,39 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
+# Importing torch takes seconds. One process does it, and has a child for each `ask`.
+MOTHER = """
+import json, os, sys, warnings
+import torch, safetensors.torch
+for line in sys.stdin:
+    code, environment, output, errors = json.loads(line)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, which stand still
+        child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.environ.update(environment)
+for number, path in enumerate((os.devnull, output, errors)):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+exec(code)
+"""
+
+
+@pytest.fixture(scope="session")
+def mother() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", MOTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+
+
 @pytest.fixture
-def ask(small_hub: SmallHub, folder: Path, cache: Path) -> Ask:
+def ask(
+    small_hub: SmallHub, folder: Path, cache: Path, tmp_path: Path, mother: subprocess.Popen[str]
+) -> Ask:
     """Load something from the small Hub; gives the exit status and what was printed.
 
     Each call is a process: the client reads its environment when it is imported.
@@ -469,8 +526,14 @@ try:
 except (minibert.CheckpointError, ValueError) as error:
     raise SystemExit(f"{{type(error).__name__}}: {{error}}")
 """
-        settings = {"HF_ENDPOINT": small_hub.url, "HF_HUB_CACHE": str(cache), **environment}
-        result = run_python(code, **settings)
-        return result.returncode, result.stdout + result.stderr
+        settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": small_hub.url, "HF_HUB_CACHE": str(cache)}
+        printed = [tmp_path / "stdout", tmp_path / "stderr"]
+        job = [code, {**settings, **environment}, *map(str, printed)]
+        assert mother.stdin is not None
+        assert mother.stdout is not None
+        mother.stdin.write(json.dumps(job) + "\n")
+        mother.stdin.flush()
+        status = int(mother.stdout.readline())
+        return status, "".join(path.read_text() for path in printed)
 
     return run

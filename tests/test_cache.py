@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -63,16 +64,18 @@ def test_damaged_files_in_the_cache(ask: Ask, cache: Path) -> None:
         told = re.search(f"{name} {AGAIN}", printed)
         assert told, printed
         Path(told[1]).unlink()
+        assert f"{name} of {REPOSITORY} is not in the Hub's cache" in ask(OFFLINE)[1]
         assert ask(LOAD) == LOADED
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_wrong_bytes_of_the_right_length_are_never_taken(
-    ask: Ask, small_hub: SmallHub, cache: Path
+    ask: Ask, small_hub: SmallHub, cache: Path, name: str
 ) -> None:
-    small_hub.fault = "other bytes"
+    small_hub.fault, small_hub.victim = "other bytes", name
     status, printed = ask(LOAD)
     assert status == 1
-    told = re.search(AGAIN, printed)
+    told = re.search(f"{name} {AGAIN}", printed)
     assert told, printed
     small_hub.fault = ""
     assert re.search(AGAIN, ask(LOAD)[1]), "a later load took it for good"
@@ -141,81 +144,212 @@ def test_a_cache_without_links(ask: Ask) -> None:
         assert (status, printed.splitlines()[0]) == LOADED[:1] + ("33",)
 
 
-def test_what_others_downloaded_is_enough_offline(
-    ask: Ask, small_hub: SmallHub, cache: Path
+CLOSED = """[
+    __import__('sys').addaudithook(
+        lambda event, _: event in ('socket.connect', 'socket.getaddrinfo')
+        and __import__('os')._exit(7)
+    ),
+    {},
+][-1]"""
+
+
+def test_a_cached_model_opens_no_socket(ask: Ask, small_hub: SmallHub) -> None:
+    assert ask(CLOSED.format(LOAD))[0] == 7
+    assert ask(LOAD) == LOADED
+    by_commit = f"minibert.load({REPOSITORY!r}, revision={small_hub.commit!r})"
+    assert ask(CLOSED.format(f"{OFFLINE}, {by_commit}, {LOAD}")) == LOADED
+
+
+DOWNLOAD = f"__import__('huggingface_hub').snapshot_download({REPOSITORY!r})"
+
+
+@pytest.mark.skipif(CLIENT < (2, 4), reason="this client does not keep the list of files")
+def test_a_download_of_the_whole_model_opens_no_socket(ask: Ask, cache: Path) -> None:
+    """`hf download` keeps the list of what there is, so what there is not need not be asked for."""
+    assert ask(DOWNLOAD)[0] == 0
+    assert not (cache / MODEL / ".no_exist").exists()
+    assert ask(CLOSED.format(LOAD)) == LOADED
+
+
+MODULES = ["Transformer", "Pooling", "Normalize"]
+POOLING = f"minibert.load({REPOSITORY!r}).source.pooling"
+CLS = "Pooling(mode='cls', normalize=True)\n"
+BY_MEAN = (
+    r"is not in the Hub's cache, and cannot be fetched \((.*)\); so sentences are pooled by mean"
+)
+
+
+def pool(hub: SmallHub) -> None:
+    """Make the model one for sentences, as BGE is."""
+    modules = [{"path": "", "type": f"sentence_transformers.models.{kind}"} for kind in MODULES]
+    modules[1]["path"], modules[2]["path"] = "1_Pooling", "2_Normalize"
+    hub.files[REPOSITORY, "modules.json"] = json.dumps(modules).encode()
+    hub.files[REPOSITORY, "1_Pooling/config.json"] = b'{"pooling_mode_cls_token": true}'
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json"])
+def test_pooling_that_nobody_can_tell_is_said(
+    ask: Ask, small_hub: SmallHub, cache: Path, name: str
 ) -> None:
-    """`hf download` keeps what there is, but not what there is not, such as a modules.json."""
+    """Other programs fetch the weights, but not what sentence-transformers adds to them."""
+    pool(small_hub)
+    assert ask(POOLING) == (0, CLS)
+    (link,) = (cache / MODEL / "snapshots").glob(f"*/{name}")
+    link.unlink()
+    for why, environment in (
+        ("local_files_only or HF_HUB_OFFLINE is set; the cache is .*", {"HF_HUB_OFFLINE": "1"}),
+        (".*refused; try again, or check the network", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
+    ):
+        status, printed = ask(POOLING, **environment)
+        assert status == 0
+        none, line = printed.splitlines()
+        assert none == "None"
+        assert re.fullmatch(f"{name} of {REPOSITORY} {BY_MEAN}", line), line
+        assert re.search(why, line), line
+    small_hub.requests.clear()
+    assert ask(POOLING) == (0, CLS)  # asked for this file alone
+    assert all(request.endswith(name) for request in small_hub.requests), small_hub.requests
+
+
+def test_what_others_downloaded_is_enough(ask: Ask, small_hub: SmallHub, cache: Path) -> None:
+    """The cache may lack the marks of what there is not, such as a modules.json."""
     assert ask(LOAD) == LOADED
     shutil.rmtree(cache / MODEL / ".no_exist")
-    for call, environment in ((OFFLINE, {}), (LOAD, {"HF_HUB_OFFLINE": "1"})):
-        assert ask(call, **environment) == LOADED
+    small_hub.status = 503
+    status, printed = ask(f"[{OFFLINE}, {LOAD}][1]")
+    number, *lines = printed.splitlines()
+    assert (status, number) == (0, "33")
+    follows = [re.split(r"\(|\); so ", line)[1:] for line in lines]
+    offline, down = (
+        f"local_files_only or HF_HUB_OFFLINE is set; the cache is {cache}",
+        "503 Service Unavailable, Retry-After: 7; try again later",
+    )
+    assumed = ["vocab.txt is taken for all of the vocabulary", "no token is added"]
+    assumed.append("sentences are pooled by mean")
+    assert follows == [[why, what] for why in (offline, down) for what in assumed]
+    small_hub.status = None
+    small_hub.requests.clear()
+    assert ask(LOAD) == LOADED  # asked for what nobody could tell, and for no more
+    asked = {request.rpartition("/")[2] for request in small_hub.requests}
+    assert asked == {"tokenizer.json", "added_tokens.json", "modules.json"}
+    assert ask(CLOSED.format(LOAD)) == LOADED
+
+
+def test_weights_that_are_not_in_the_cache(ask: Ask, small_hub: SmallHub, cache: Path) -> None:
+    assert ask(LOAD) == LOADED
     blob(cache, "model.safetensors").unlink()
+    small_hub.requests.clear()
     status, printed = ask(OFFLINE)
     assert status == 1
-    assert "has no file model.safetensors in the Hub's cache (local_files_only or HF_HUB" in printed
-    small_hub.requests.clear()
+    assert re.match(
+        r".*: model.safetensors of \S+ is not in the Hub's cache, and cannot be", printed
+    )
     (cache / MODEL / "snapshots" / small_hub.commit / "tf_model.h5").write_text("")
-    assert "it is not downloaded), only tf_model.h5, which transformers 4" in ask(OFFLINE)[1]
+    assert re.match(r".*is set; .*\), only tf_model.h5, which transformers 4", ask(OFFLINE)[1])
     assert small_hub.requests == []
 
 
 def test_local_files_only(ask: Ask, small_hub: SmallHub) -> None:
     status, printed = ask(OFFLINE)
     assert status == 1
-    assert f"cannot get {REPOSITORY} from the Hub (local_files_only, but /" in printed
-    assert "has no config.json of it); what works without it: a folder" in printed
-    assert small_hub.requests == []
-    ask(LOAD)
-    small_hub.requests.clear()
-    assert ask(OFFLINE) == LOADED
+    assert (
+        f"config.json of {REPOSITORY} is not in the Hub's cache, and cannot be fetched" in printed
+    )
+    assert "(local_files_only or HF_HUB_OFFLINE is set; the cache is /" in printed
+    assert "what works without it: a folder" in printed
     assert small_hub.requests == []
 
 
-def test_a_cached_commit_opens_no_socket(ask: Ask, small_hub: SmallHub) -> None:
-    assert ask(LOAD) == LOADED
-    calls = [OFFLINE, f"minibert.load({REPOSITORY!r}, revision={small_hub.commit!r})"]
-    for call in calls:
-        closed = f"""[
-            __import__('sys').addaudithook(
-                lambda event, _: event in ('socket.connect', 'socket.getaddrinfo')
-                and __import__('os')._exit(7)
-            ),
-            {call},
-        ][1]"""
-        assert ask(closed)[0] == 0
-    assert ask(closed.replace(small_hub.commit, "main"))[0] == 7  # a branch is looked up
+def test_the_pooling_is_fetched_before_the_weights(ask: Ask, small_hub: SmallHub) -> None:
+    """Else a download that is killed could lose it."""
+    pool(small_hub)
+    assert ask(POOLING) == (0, CLS)
+    order = [request.rpartition("/")[2] for request in small_hub.requests]
+    assert order.index("modules.json") < order.index("model.safetensors")
+    assert small_hub.requests.index(
+        f"GET /{REPOSITORY}/resolve/{small_hub.commit}/1_Pooling/config.json"
+    ) < order.index("model.safetensors")
+
+
+TOKENIZE = f"minibert.load_tokenizer({REPOSITORY!r}).tokenize('a')"  # without torch, so faster
+TOKENIZED = (0, "['a']\n")
+
+
+def test_a_file_is_asked_for_once(ask: Ask, small_hub: SmallHub) -> None:
+    """But for the first, by which it is seen whether the Hub answers at all."""
+    assert ask(TOKENIZE) == TOKENIZED
+    heads = [request for request in small_hub.requests if request.startswith("HEAD")]
+    assert sorted(set(heads)) == sorted(heads[1:])
+
+
+def find(commit_of: str) -> str:
+    return f"[{TOKENIZE}, minibert.hub.find_files({REPOSITORY!r}, {commit_of!r}).commit][1]"
+
+
+def test_a_branch_that_moved(ask: Ask, small_hub: SmallHub) -> None:
+    """The cache is taken as it is, until something downloads what is new."""
+    old, new = small_hub.commit, "f" * 40
+    assert ask(find("main")) == (0, f"{old}\n")
+    small_hub.revisions["main"] = new
+    assert ask(CLOSED.format(find("main"))) == (0, f"{old}\n")
+    assert ask(find(new)) == (0, f"{new}\n")
+    assert ask(CLOSED.format(find("main"))) == (0, f"{old}\n")
+    assert ask(f"[{DOWNLOAD}, {find('main')}][1]")[1].splitlines()[0] == new
+
+
+def test_branches_and_tags(ask: Ask, small_hub: SmallHub) -> None:
+    names = ["v1.0", "release/2", "refs/pr/1"]
+    small_hub.revisions |= {name: str(number) * 40 for number, name in enumerate(names)}
+    commits = f"[{', '.join(map(find, names))}]"
+    expected = (0, f"{[str(number) * 40 for number in range(3)]}\n")
+    assert ask(commits) == expected
+    assert ask(CLOSED.format(commits)) == expected
+
+
+def test_a_model_that_was_renamed(ask: Ask, small_hub: SmallHub) -> None:
+    small_hub.renamed["small-bert"] = REPOSITORY
+    assert ask(LOAD.replace(REPOSITORY, "small-bert")) == LOADED
+    assert ask(CLOSED.format(LOAD.replace(REPOSITORY, "small-bert"))) == LOADED
+
+
+def test_progress_bars(ask: Ask) -> None:
+    printed = ask(LOAD, TQDM_POSITION="-1")[1]  # which shows them even where nobody looks
+    assert re.search(r"model.safetensors: 100%\|", printed), printed
 
 
 # What can go wrong on the way. Each ends in a correct model or in one line, and whatever it leaves
 # behind, the next load is right.
 
 
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        ("break once", None),
-        ("slow", None),
-        ("break", "cannot get .* from the Hub .*; what works without it"),
-        ("cut", "cannot get .* from the Hub .*Consistency check failed"),
-        ("long", "cannot get .* from the Hub .*Consistency check failed"),
-        ("error 500", "cannot get .* from the Hub .*500"),
-        ("portal", "cannot get .* from the Hub .*(X-Repo-Commit|ETag|firewall)"),
-        ("hang", "cannot get .* from the Hub .*timed out"),
-    ],
-)
-def test_faults(ask: Ask, small_hub: SmallHub, fault: str, says: str | None) -> None:
+FAULTS = {
+    "break once": None,
+    "slow": None,
+    "break": r".*",
+    "cut": r"Consistency check failed[^`]*",
+    "long": r"Consistency check failed[^`]*",
+    "error 500": "500 Internal Server Error, Retry-After: 7; try again later",
+    "portal": r".*(X-Repo-Commit|ETag|firewall).*",
+    "hang": ".*timed out.*",
+}
+ROWS = [(fault, name) for fault in FAULTS for name in ("config.json", "model.safetensors")]
+
+
+@pytest.mark.parametrize(("fault", "name"), ROWS[:-1])  # by the last the client waits for minutes
+def test_faults(ask: Ask, small_hub: SmallHub, fault: str, name: str) -> None:
     if fault in ("break once", "long") and CLIENT < (1, 0):
         pytest.skip("this client does not try again, and keeps what was too long")
-    small_hub.fault = fault
-    status, printed = ask(LOAD, HF_HUB_ETAG_TIMEOUT="2")
-    last = printed.splitlines()[-1]
+    says = FAULTS[fault]
+    call, result = (TOKENIZE, TOKENIZED) if name == "config.json" else (LOAD, LOADED)
+    small_hub.fault, small_hub.victim = fault, name
+    status, printed = ask(call, HF_HUB_ETAG_TIMEOUT="2")
     if says is None:
-        assert (status, "33" in printed.splitlines()) == (0, True), printed
+        assert (status, printed.splitlines()[0] + "\n") == result, printed
     else:
         assert status == 1
-        assert re.match(f"CheckpointError: {says}", last), printed
+        why = rf"{name} of {REPOSITORY} is not in the Hub's cache, and cannot be fetched \({says}\)"
+        assert re.match(f"CheckpointError: {why}", printed.splitlines()[-1]), printed
     small_hub.fault = ""
-    assert ask(LOAD) == LOADED
+    assert ask(call) == result
 
 
 def test_a_token(ask: Ask, small_hub: SmallHub) -> None:
@@ -223,6 +357,9 @@ def test_a_token(ask: Ask, small_hub: SmallHub) -> None:
     status, printed = ask(LOAD)
     assert status == 1
     assert "nor a model on the Hub (a private one needs HF_TOKEN)" in printed
+    status, printed = ask(LOAD, HF_TOKEN="hf_other")
+    assert status == 1
+    assert "(401 Unauthorized, Retry-After: 7; set HF_TOKEN to a token that is valid)" in printed
     status, printed = ask(LOAD, HF_TOKEN="hf_secret")
     assert (status, printed.splitlines()[0]) == (0, "33")
     assert "hf_secret" not in printed
@@ -232,7 +369,8 @@ START = f"import minibert; print(minibert.load({REPOSITORY!r}).config.hidden_siz
 
 
 def start(hub: SmallHub, cache: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
+    settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
+    environment = {**os.environ, **settings}
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", START]
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -266,7 +404,7 @@ def test_killed_in_the_middle_and_then_again(ask: Ask, small_hub: SmallHub, cach
 
 def test_a_full_disk(ask: Ask, small_hub: SmallHub, cache: Path) -> None:
     """No file may grow beyond 8 kB, as on a disk that fills up."""
-    settings = {"HF_ENDPOINT": small_hub.url, "HF_HUB_CACHE": str(cache)}
+    settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": small_hub.url, "HF_HUB_CACHE": str(cache)}
     code = f"""
 import resource, minibert
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
@@ -299,7 +437,9 @@ def test_remains_of_a_broken_cache(ask: Ask, cache: Path) -> None:
         (cache / MODEL / "refs" / "main").write_text(text)
         status, printed = ask(OFFLINE)
         assert status == 1
-        assert printed.startswith(f"CheckpointError: cannot get {REPOSITORY} from the Hub"), printed
+        assert printed.startswith(f"CheckpointError: config.json of {REPOSITORY} is not in"), (
+            printed
+        )
         assert printed.count("\n") == 1
         assert ask(LOAD) == LOADED
 
@@ -314,5 +454,7 @@ def test_settings_of_the_client_that_make_no_sense(ask: Ask, environment: dict[s
     if "HF_TOKEN" in environment and CLIENT < (1, 0):
         pytest.skip("this client sends any token")
     assert status == 1
-    says = f"CheckpointError: (cannot get {REPOSITORY} from the Hub|huggingface_hub cannot be used)"
+    says = (
+        f"CheckpointError: (config.json of {REPOSITORY} is not in|huggingface_hub cannot be used)"
+    )
     assert re.match(says, printed.splitlines()[-1]), printed

@@ -1,8 +1,13 @@
+import functools
 import hashlib
 import json
+import re
 import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import ODD, REPOSITORY, Ask, SmallHub, random_model, run_python, write_folder
@@ -168,11 +173,21 @@ def test_what_was_downloaded_needs_no_hub(ask: Ask, small_hub: SmallHub) -> None
     assert ask(TOKENIZE) == (0, PIECES)
     small_hub.requests.clear()
     assert ask(TOKENIZE) == (0, PIECES)
-    assert set(small_hub.requests) == {f"HEAD /{REPOSITORY}/resolve/main/config.json"}
-    assert ask(TOKENIZE, HF_HUB_OFFLINE="1") == (0, PIECES)
-    assert ask(TOKENIZE, HF_ENDPOINT="http://127.0.0.1:9") == (0, PIECES)
-    small_hub.status = 503
+    assert small_hub.requests == []
+
+
+def test_what_nobody_can_tell_of_a_tokenizer_is_said(
+    ask: Ask, small_hub: SmallHub, cache: Path
+) -> None:
     assert ask(TOKENIZE) == (0, PIECES)
+    (link,) = cache.glob("*/snapshots/*/tokenizer_config.json")
+    link.unlink()
+    small_hub.status = 503
+    status, printed = ask(TOKENIZE)
+    pieces, line = printed.splitlines()
+    assert (status, f"{pieces}\n") == (0, PIECES)
+    assert line.startswith(f"tokenizer_config.json of {REPOSITORY} is not in the Hub's cache, and ")
+    assert line.endswith("; so the vocabulary says whether it is cased")
 
 
 def test_the_tokenizer_alone_downloads_no_weights(ask: Ask, small_hub: SmallHub) -> None:
@@ -192,10 +207,15 @@ def test_what_is_missing_in_the_cache_is_told_at_once(ask: Ask, small_hub: Small
     # The client alone would try again for 23 seconds, and print each try.
     ask(TOKENIZE)
     small_hub.status = 503
-    for call in (LOAD, f"minibert.load('somebody/other', revision={small_hub.commit!r})"):
+    down = "and cannot be fetched (503 Service Unavailable, Retry-After: 7; try again later)"
+    other = f"minibert.load('somebody/other', revision={small_hub.commit!r})"
+    for call, says in (
+        (LOAD, f"model.safetensors of {REPOSITORY} is not in the Hub's cache, {down}\n"),
+        (other, f"config.json of somebody/other is not in the Hub's cache, {down}; {WITHOUT_HUB}"),
+    ):
         status, printed = ask(call)
         assert status == 1
-        assert WITHOUT_HUB in printed
+        assert says in printed
         assert printed.count("\n") == 1
 
 
@@ -292,11 +312,13 @@ def test_the_hub_says_no(ask: Ask, call: str, environment: dict[str, str], says:
     [
         (403, "GatedRepo", "is gated: ask for access on its page, then set HF_TOKEN"),
         (401, "RepoNotFound", "is neither a folder here nor a model on the Hub"),
-        (500, "", WITHOUT_HUB),
-        (503, "", WITHOUT_HUB),
-        (429, "", WITHOUT_HUB),
-        (403, "", "403"),
-        (451, "", "451"),
+        (500, "", "(500 Internal Server Error, Retry-After: 7; try again later); what works with"),
+        (503, "", "(503 Service Unavailable, Retry-After: 7; try again later); what works witho"),
+        (429, "", "(429 Too Many Requests, Retry-After: 7; wait some minutes, or set HF_TOKEN, w"),
+        (401, "", "(401 Unauthorized, Retry-After: 7; set HF_TOKEN to a token that is valid); "),
+        (403, "", "(403 Forbidden, Retry-After: 7; set HF_TOKEN to a token that may read the mod"),
+        (404, "", "(404 Not Found, Retry-After: 7; is HF_ENDPOINT right?); what works without"),
+        (451, "", "(451 Unavailable For Legal Reasons, Retry-After: 7; see the model's page); w"),
     ],
 )
 def test_the_hub_answers_badly(
@@ -307,6 +329,16 @@ def test_the_hub_answers_badly(
     assert code == 1
     assert says in printed
     assert printed.count("\n") == 1, printed
+
+
+def test_a_model_that_was_closed_or_taken_away_since(ask: Ask, small_hub: SmallHub) -> None:
+    """What was cached before is still used; only for new files it matters."""
+    assert ask(TOKENIZE) == (0, PIECES)
+    small_hub.status, small_hub.error_code = 401, "RepoNotFound"
+    status, printed = ask(LOAD)
+    assert status == 1
+    assert f"model.safetensors of {REPOSITORY} is not in the Hub's cache, and cannot" in printed
+    assert f"({REPOSITORY} is neither a folder here nor a model on the Hub (a private" in printed
 
 
 @pytest.mark.parametrize(
@@ -371,9 +403,35 @@ def test_published_numbers_of_the_true_hub() -> None:
 
 
 def load_from_the_true_hub(name: str) -> Bert:
+    if why := why_not_the_true_hub():
+        pytest.skip(why)
+    return load(name, allow_pickle=True)  # the miniatures have nothing else
+
+
+@functools.cache
+def why_not_the_true_hub() -> str:
+    """Asked without minibert and the Hub's client, so that a mistake in them is no reason."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
     try:
-        return load(name, allow_pickle=True)  # the miniatures have nothing else
-    except CheckpointError as error:
-        if "from the Hub" not in str(error):
-            raise
-        pytest.skip(f"the Hub cannot be reached: {error}")
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError as error:
+        return f"the Hub cannot be reached: {error}"
+    return ""
+
+
+def test_the_true_hub_is_skipped_only_where_it_is_out_of_reach(
+    small_hub: SmallHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_offline, endpoint, says in (
+        (True, small_hub.url, "HF_HUB_OFFLINE is set"),
+        (False, "http://127.0.0.1:9", "the Hub cannot be reached: .*refused.*"),
+        (False, small_hub.url, ""),  # with 404, for it has no such page
+    ):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", is_offline)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        why_not_the_true_hub.cache_clear()
+        assert re.fullmatch(says, why_not_the_true_hub())
+    why_not_the_true_hub.cache_clear()

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def test_a_word_embedding_with_rows_to_spare(
     assert len(load(folder).tokenizer) == 13
     (record,) = caplog.records
     assert "13 pieces in vocab.txt and 14 rows in its word embedding: right if" in record.message
+
+
+def test_code_of_its_own_is_named_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), "auto_map": {"AutoModel": "evil.Model"}}
+    path.write_text(json.dumps(values))
+    load(folder)
+    (record,) = caplog.records
+    assert "asks for code of its own (auto_map)" in record.message
 
 
 def test_a_new_head_starts_as_bert_did() -> None:
