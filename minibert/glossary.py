@@ -1,6 +1,6 @@
 """The glossary: what minibert calls each weight, and what a checkpoint calls it.
 
-One row per tensor, read both ways: it loads, and it saves. Read next: weights.py.
+One row per tensor, read both ways: it loads, and it saves. Read next: pickles.py.
 """
 
 from minibert.config import BertConfig
@@ -98,3 +98,12 @@ def modern_name(name: str) -> str:
         if name.endswith(old):
             return f"{name.removesuffix(old)}.LayerNorm.{new}"
     return name
+
+
+def shown(name: str) -> str:
+    r"""A name out of a file, as a message tells it: on one line, and not at great length.
+
+    >>> shown("evil\nname")
+    "'evil\\nname'"
+    """
+    return (name if name.isprintable() else ascii(name))[:100]

@@ -2,13 +2,13 @@
 
 Here a tensor is found and read under the name that the file has; which ones a BERT needs is
 checkpoint.py's. A pickle is a program: `torch.load(weights_only=True)` runs only what builds
-tensors, and that only since torch 2.10 without known holes (CVE-2025-32434, CVE-2026-24747).
+tensors, and that only since torch 2.10 without known holes (CVE-2025-32434, CVE-2026-24747); what
+memory it would take is looked at before (pickles.py).
 Read next: checkpoint.py.
 """
 
 import json
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from minibert.config import CheckpointError
 from minibert.files import looks_like, read_object, unique
+from minibert.glossary import shown
 from minibert.hub import ModelFiles
+from minibert.pickles import LARGEST, check_pickle
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 COUNTS = {"I64": torch.int64, "I32": torch.int32}  # of the one buffer that old checkpoints have
 _NAMES = {dtype: name for name, dtype in {**DTYPES, **COUNTS}.items()}
 
-_LARGEST_HEADER = 1 << 22  # bytes: some 30 000 tensors; 200 000 would take seconds to check
 _SAFETENSORS = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
 
@@ -114,7 +115,7 @@ def _read_header(path: Path) -> list[Stored]:
         with path.open("rb") as file:
             start = file.read(100)
             size = int.from_bytes(start[:8], "little")
-            if size > _LARGEST_HEADER or len(start) < 8:
+            if size > LARGEST or len(start) < 8:
                 raise ValueError(looks_like(start) or f"its header would have {size} bytes")
             file.seek(8)
             header = json.loads(file.read(size), object_pairs_hook=unique)
@@ -161,11 +162,11 @@ def _read_pickle(path: Path) -> list[Stored]:
     try:
         with path.open("rb") as file:
             start = file.read(100)
-        _check_zip(path)
+        check_pickle(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file can provoke
         # Without torch's own text, which recommends weights_only=False.
-        kind = str(error) if isinstance(error, ValueError) else type(error).__name__
+        kind = shown(str(error)) if isinstance(error, ValueError) else type(error).__name__
         what = looks_like(start) if start[:1] != b"\x80" and start[:2] != b"PK" else ""
         raise CheckpointError(
             f"{path} is not a pickle of tensors alone ({what or kind}); nothing in it was run"
@@ -173,24 +174,13 @@ def _read_pickle(path: Path) -> list[Stored]:
     return _tensors(path, content)
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse a zip bomb: torch.save compresses nothing, so nothing grows when it is read."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ValueError("it would grow when it is unpacked")
-
-
 def _tensors(path: Path, content: Any) -> list[Stored]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not tensors by name")
     for name, tensor in content.items():
-        is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        if not (isinstance(name, str) and is_plain and tensor.device.type == "cpu"):
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
             kind = type(tensor).__name__
-            raise CheckpointError(f"{path} has {name!r}, a {kind}: no tensor that a BERT has")
+            raise CheckpointError(f"{path} has {name!r:.100}, a {kind}: no tensor that a BERT has")
     # A view can repeat one number a billion times. Only a head's tensors are ever stored twice.
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
     if claimed > 2 * path.stat().st_size:
