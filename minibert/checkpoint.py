@@ -7,6 +7,7 @@ ever keeps a random start. Read next: vectors.py.
 import functools
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -141,20 +142,21 @@ def read_model_and_head(
     stored = _by_modern_name(path, tensors, head)
     if head is not None and not stored.keys() & HEAD_NAMES[head.name].values():
         raise CheckpointError(f"{path} has no {head.name} head: load another, or give it a new one")
-    if config.num_hidden_layers > len(stored):
-        count = config.num_hidden_layers
+    count = config.num_hidden_layers
+    if 8 * count > len(stored):  # not even half of them
         raise CheckpointError(f"{path} has {len(stored)} tensors, too few for {count} layers")
     has_pooler = any(name.startswith("pooler.") for name in stored)
     if head is not None and head.reads_pooler and not has_pooler:
         raise CheckpointError(f"{path} has no pooler, which the head {head.name} reads")
+    names = {f"bert.{own}": name for own, name in checkpoint_names(config, has_pooler).items()}
+    names |= {f"head.{own}": name for own, name in head_names(head).items()}
+    _check_total(path, stored, set(names.values()))  # before a module is made, which takes longer
     with torch.device("meta"):  # shapes without memory: nothing is drawn only to be overwritten
         model = BertModel(config, has_pooler)
         made = None if head is None else make_head(model, head)
-    names = {f"bert.{own}": name for own, name in checkpoint_names(config, has_pooler).items()}
-    names |= {f"head.{own}": name for own, name in head_names(head).items()}
     whole = nn.ModuleDict({"bert": model} if made is None else {"bert": model, "head": made})
     shapes = {names[own]: tensor.shape for own, tensor in whole.state_dict().items()}
-    _check_total(path, stored, shapes)
+    _check_shapes(path, stored, shapes)
     read = {name: read_tensor(stored[name]).to(device, dtype) for name in shapes}
     _check_finite(path, {stored[name].name: tensor for name, tensor in read.items()})
     whole.load_state_dict({own: read[name] for own, name in names.items()}, assign=True)
@@ -213,22 +215,27 @@ def _check_counter(path: Path, stored: Stored) -> None:
         raise CheckpointError(f"{path}: {stored.name} does not count 0, 1, 2, ...: not supported")
 
 
-def _check_total(path: Path, stored: dict[str, Stored], shapes: dict[str, torch.Size]) -> None:
+def _check_total(path: Path, stored: dict[str, Stored], names: set[str]) -> None:
     """Compare what a file has with what the model needs: all of it, and nothing else."""
     problems = []
-    if missing := [name for name in shapes if name not in stored]:
+    if missing := names - stored.keys():
         problems.append(f"lacks {_list(missing)}")
-    if unexpected := [tensor.name for name, tensor in stored.items() if name not in shapes]:
+    if unexpected := [stored[name].name for name in stored.keys() - names]:
         problems.append(f"has unexpected {_list(unexpected)}")
+    if problems:
+        raise CheckpointError(f"{path} does not fit its config.json: it {'; '.join(problems)}")
+
+
+def _check_shapes(path: Path, stored: dict[str, Stored], shapes: dict[str, torch.Size]) -> None:
     wrong = [
         f"{stored[name].name} {stored[name].dtype} {list(stored[name].shape)} for {list(shape)}"
         for name, shape in shapes.items()
-        if name in stored and (stored[name].shape != shape or stored[name].dtype not in DTYPES)
+        if stored[name].shape != shape or stored[name].dtype not in DTYPES
     ]
     if wrong:
-        problems.append(f"has misshapen {_list(wrong)}")
-    if problems:
-        raise CheckpointError(f"{path} does not fit its config.json: it {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{path} does not fit its config.json: it has misshapen {_list(wrong)}"
+        )
 
 
 def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -245,7 +252,7 @@ def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _list(names: list[str]) -> str:
+def _list(names: Collection[str]) -> str:
     """Sorted, at most ten, and how many more.
 
     >>> _list(["b", "a"])

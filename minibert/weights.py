@@ -137,6 +137,8 @@ def _read_shards(
     places = read_object(index).get("weight_map")
     if not (isinstance(places, dict) and places):
         raise CheckpointError(f"{index} has no weight_map; it is not an index of weights")
+    if len(places) > LARGEST >> 7:  # as a header is bounded: a hostile one would take minutes
+        raise CheckpointError(f"{index} names {len(places)} tensors, more than a BERT has")
     if wrong := [place for place in places.values() if not isinstance(place, str)]:
         raise CheckpointError(f"{index} names {wrong[0]!r}, which is not the name of a file")
     found: list[Stored] = []

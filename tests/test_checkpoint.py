@@ -243,6 +243,18 @@ def test_absurdly_many_layers_allocate_nothing(folder: Path) -> None:
         load_model(folder)
 
 
+def test_names_are_compared_before_anything_is_built(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand layers take seconds and a gigabyte, even without memory for their weights."""
+    edit_tensors(folder, lambda t: t.update({f"{n}": torch.ones(0) for n in range(999)}))
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 130}))
+    monkeypatch.setattr("minibert.checkpoint.BertModel", None)
+    with pytest.raises(CheckpointError, match=r"lacks 2032 tensors: .*; has unexpected 999 tensor"):
+        load_model(folder)
+
+
 def cut(content: bytes) -> bytes:
     return content[:-1000]
 

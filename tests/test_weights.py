@@ -341,6 +341,7 @@ def moved(places: Places) -> Places:
         (lambda p: {**p, "a": "no.safetensors"}, "has no file no.safetensors"),
         (lambda p: {**p, "a": FIRST}, "differ in 1 tensors, such as a; one was replaced"),
         (lambda p: {k: v for k, v in p.items() if "key" not in k}, "differ in"),
+        (lambda p: {**p, **{f"{n}": FIRST for n in range(5000)}}, "5055 tensors, more than a BERT"),
         (moved, f"{FIRST} and {INDEX} differ in 1 tensors"),
         (lambda _: {}, "has no weight_map; it is not an index of weights"),
         (lambda _: None, "has no weight_map"),
