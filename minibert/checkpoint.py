@@ -31,9 +31,10 @@ from minibert.hub import ModelFiles, find_files
 from minibert.model import BertModel
 from minibert.weights import COUNTS, DTYPES, Stored, find_weights, read_tensor
 
-# What else a BERT checkpoint may hold: heads that nobody asked for, and a buffer of old ones that
-# only counts 0, 1, 2, ...
+# What else a BERT checkpoint may hold: heads that nobody asked for, of these names or, where the
+# encoder's have a prefix, of any; and a buffer of old ones, which only counts 0, 1, 2, ...
 _HEADS = ("cls.", "classifier.", "qa_outputs.")
+_ENCODER = ("bert.", "embeddings.", "encoder.", "pooler.")
 _COUNTER = "embeddings.position_ids"
 
 # Set to 1, it admits weights that are NaN or infinite.
@@ -168,20 +169,15 @@ def _by_modern_name(
     path: Path, tensors: list[Stored], head: HeadConfig | None
 ) -> dict[str, Stored]:
     """The tensors of the encoder and of one head under today's names, without other heads."""
-    wanted = {} if head is None else HEAD_NAMES[head.name]
+    left_out = _other_heads([tensor.name for tensor in tensors], head)
     stored: dict[str, Stored] = {}
-    left_out = []
     for tensor in tensors:
-        modern = modern_name(tensor.name)
-        is_wanted = modern in wanted.values() or (modern == SECOND_BIAS and BIAS in wanted.values())
-        if modern.startswith(_HEADS) and not is_wanted:
-            left_out.append(tensor.name)
-        elif modern in stored:
-            raise CheckpointError(
-                f"{path} has {stored[modern].name} and {tensor.name}, which are the same"
-            )
-        else:
-            stored[modern] = tensor
+        if tensor.name not in left_out:
+            twin = stored.setdefault(modern_name(tensor.name), tensor)
+            if twin is not tensor:
+                names = f"{twin.name} and {tensor.name}"
+                raise CheckpointError(f"{path} has {names}, which are the same")
+    _check_prefix(path, stored)
     if _COUNTER in stored:
         _check_counter(path, stored.pop(_COUNTER))
     if head is not None and not head.tied and SECOND_BIAS in stored:
@@ -192,6 +188,29 @@ def _by_modern_name(
     if left_out:
         _log.info("%s: left out the heads: %s", path, _list(left_out))
     return stored
+
+
+def _other_heads(names: list[str], head: HeadConfig | None) -> set[str]:
+    """Those that belong to heads which nobody asked for."""
+    wanted = set() if head is None else {*HEAD_NAMES[head.name].values()}
+    wanted |= {SECOND_BIAS} if BIAS in wanted else set()
+    has_prefix = any(name.startswith("bert.encoder.") for name in names)
+    return {
+        name
+        for name in names
+        if (modern := modern_name(name)) not in wanted
+        and (modern.startswith(_HEADS) or (has_prefix and not name.startswith(_ENCODER)))
+    }
+
+
+def _check_prefix(path: Path, stored: dict[str, Stored]) -> None:
+    """Say so if a wrapper around the model has put its name before all others."""
+    for name in stored:
+        prefix, _, rest = name.partition(".")
+        if WORD not in stored and modern_name(rest) == WORD:
+            raise CheckpointError(
+                f"{path} has the names of a BERT with {prefix}. before them; save it without that"
+            )
 
 
 def _join(path: Path, stored: dict[str, Stored], name: str, second_name: str) -> None:

@@ -92,13 +92,15 @@ def test_names_of_other_writers(tmp_path: Path, caplog: pytest.LogCaptureFixture
         tensors["bert.embeddings.position_ids"] = torch.arange(17)[None]
         tensors["cls.predictions.bias"] = torch.zeros(len(PIECES))
         tensors["cls.seq_relationship.weight"] = torch.zeros(2, 33)
+        tensors["crf.a"] = torch.zeros(2, 2)
+        tensors["lm_head.weight"] = torch.zeros(1)
 
     edit_tensors(folder, edit)
     with caplog.at_level(logging.INFO, logger="minibert"):
         assert same(load_model(folder), model)
     assert [record.getMessage() for record in caplog.records] == [
         f"{folder / 'model.safetensors'}: left out the heads: "
-        "2 tensors: cls.predictions.bias, cls.seq_relationship.weight"
+        "4 tensors: cls.predictions.bias, cls.seq_relationship.weight, crf.a, lm_head.weight"
     ]
 
 
@@ -133,6 +135,7 @@ def test_bad_targets(folder: Path) -> None:
 
 
 KEY = "encoder.layer.1.attention.self.key.bias"
+BIAS = torch.ones(33)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +148,18 @@ KEY = "encoder.layer.1.attention.self.key.bias"
         (lambda t: t.update(extra=torch.ones(1)), "has unexpected 1 tensor: extra"),
         (lambda t: t.update(clsx=torch.ones(1)), "has unexpected 1 tensor: clsx"),
         (
+            lambda t: t.update(
+                {"bert." + k: t.pop(k) for k in list(t)} | {"bert.a": torch.ones(1)}
+            ),
+            "has unexpected 1 tensor: bert.a",
+        ),
+        (
             lambda t: t.update({"model." + k: t.pop(k) for k in list(t)}),
-            "lacks 53 .*; has unexpected 55 tensors: model.embeddings",
+            "has the names of a BERT with model. before them; save it without that",
+        ),
+        (
+            lambda t: t.update({"module.bert." + k: t.pop(k) for k in list(t)}),
+            "has the names of a BERT with module. before them; save it without that",
         ),
         (
             lambda t: t.update({KEY: torch.ones(34)}),

@@ -34,7 +34,7 @@ BUDGETS = {
     "glossary": 130,
     "pickles": 120,
     "weights": 230,
-    "checkpoint": 280,
+    "checkpoint": 295,
     "vectors": 290,
     "packing": 90,
     "workers": 110,

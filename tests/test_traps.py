@@ -219,12 +219,12 @@ CHECKPOINT: list[tuple[str, Edit, str]] = [
     (
         "prefix module.",
         renamed("^", "module."),
-        "lacks 53 tensors.* has unexpected 5. tensors: module",
+        "has the names of a BERT with module. before them; save it without",
     ),
     (
         "prefix model.",
         renamed("^", "model."),
-        "lacks 53 tensors.* has unexpected 5. tensors: model.",
+        "has the names of a BERT with model. before them; save it without",
     ),
     ("a decoder that is not tied", added(cls__predictions__decoder__weight=BOARD), LOADS),
     ("only decoder.bias", added(cls__predictions__decoder__bias=torch.ones(14)), LOADS),
@@ -332,10 +332,11 @@ FILES: list[tuple[int, Edit, str]] = [
     (15, gone(WEIGHTS), "has no file model.safetensors$"),
     (17, tensors(lambda t: t.pop(KEY)), f"lacks 1 tensor: {KEY}"),
     (18, added(crf__weight=torch.ones(1)), "has unexpected 1 tensor: crf.weight"),
+    (18, both(renamed("^", "bert."), added(crf__weight=torch.ones(1))), LOADS),
     (18, added(classifier__weight=torch.ones(1)), LOADS),
     (19, added(**{KEY.replace(".", "__"): torch.ones(34)}), rf"{KEY} F32 \[34\] for \[33\]"),
     (20, tensors(lambda t: t[KEY].fill_(torch.inf)), f"NaN or infinite .* in 1 tensor: {KEY}"),
-    (21, renamed("^", "roberta."), "lacks 53 tensors"),
+    (21, renamed("^", "roberta."), "has the names of a BERT with roberta. before them"),
     (22, both(gone(WEIGHTS), put("pytorch_model.bin", b"")), "only pytorch_model.bin: a pickle"),
     (
         24,
