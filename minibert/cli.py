@@ -97,9 +97,7 @@ def _tell_what_was_cut(manifest: dict[str, Any]) -> None:
 
 def _tokenize(options: argparse.Namespace) -> None:
     lines = _lines(options)
-    tokenizer = load_tokenizer(
-        options.model, revision=options.revision, local_files_only=options.local_files_only
-    )
+    tokenizer = load_tokenizer(options.model, **_where(options))
     for line in lines:
         if options.json:
             print(json.dumps(dataclasses.asdict(tokenizer.encode(line)), ensure_ascii=False))
@@ -168,7 +166,6 @@ def _plot(options: argparse.Namespace) -> None:
     except ImportError as error:
         told = "matplotlib is not installed; pip install 'minibert-pytorch[plot]'"
         raise CheckpointError(told) from error
-    from minibert.loading import load
 
     order = Order(options.kind, options.what, options.head, Path(options.output))
     check_order(order)
@@ -178,9 +175,8 @@ def _plot(options: argparse.Namespace) -> None:
         _refuse_without_model(options)
         axes = draw_file(order)
     else:
-        name = options.model or DEFAULT_MODEL
-        bert = load(name, revision=options.revision, local_files_only=options.local_files_only)
-        axes = draw(bert, order)
+        options.model = options.model or DEFAULT_MODEL
+        axes = draw(_load(options, None), order)
     save_plot(axes, order.path)
 
 
@@ -200,7 +196,7 @@ def _names(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from minibert.verify import require_pass, to_json, to_table, verify
 
-    numbers = verify(options.model, options.revision, options.local_files_only)
+    numbers = verify(options.model, **_where(options))
     print(to_json(numbers) if options.json else to_table(numbers))
     require_pass(numbers)
 
@@ -218,7 +214,8 @@ def _model_and_head(options: argparse.Namespace, files: ModelFiles) -> tuple[Any
     from minibert.checkpoint import read_head_config, read_model_and_head
 
     head = read_head_config(files, options.head)
-    return read_model_and_head(files, "cpu", getattr(torch, options.dtype), False, head)
+    dtype = getattr(torch, options.dtype)
+    return read_model_and_head(files, "cpu", dtype, options.allow_pickle, head)
 
 
 def _judge(options: argparse.Namespace) -> None:
@@ -234,7 +231,7 @@ def _judge(options: argparse.Namespace) -> None:
     expected, got = read_bundle(options.bundle), read_dump(options.dump)
     comparison = compare(expected, got)
     if comparison.first is not None and options.model is not None:
-        model = read_model(_files(options), "cpu", torch.float32, allow_pickle=False)
+        model = read_model(_files(options), "cpu", torch.float32, options.allow_pickle)
         comparison = comparison._replace(why=diagnose(model, expected, got))
     print(to_json(comparison) if options.json else to_table(comparison))
     if comparison.first is not None:
@@ -283,8 +280,13 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
 def _load(options: argparse.Namespace, head: str | None) -> Any:
     from minibert.loading import load
 
-    where = {"revision": options.revision, "local_files_only": options.local_files_only}
-    return load(options.model, head=head, **where)
+    return load(options.model, head=head, **_where(options))
+
+
+def _where(options: argparse.Namespace) -> dict[str, Any]:
+    """Options that say where a model is, as arguments; those that the command has."""
+    names = ("revision", "local_files_only", "allow_pickle")
+    return {name: value for name, value in vars(options).items() if name in names}
 
 
 def _files(options: argparse.Namespace) -> ModelFiles:
@@ -292,9 +294,9 @@ def _files(options: argparse.Namespace) -> ModelFiles:
 
 
 def _refuse_without_model(options: argparse.Namespace) -> None:
-    """Options that say where a model is mean nothing without one."""
-    for name in ("revision", "local_files_only"):
-        if getattr(options, name):
+    """These options mean nothing without one."""
+    for name, value in _where(options).items():
+        if value:
             raise ValueError(f"--{name.replace('_', '-')} goes with --model")
 
 

@@ -181,6 +181,9 @@ def _add_model(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument(
         "--local-files-only", action="store_true", help="take the Hub's cache, ask the Hub nothing"
     )
+    if name not in ("tokenize", "names"):
+        pickle = "read pytorch_model.bin if there is no other"
+        command.add_argument("--allow-pickle", action="store_true", help=pickle)
     if name in ("record", "live"):
         dtypes = ["float32", "float64"]
         command.add_argument("--dtype", choices=dtypes, default="float64", help="default: float64")
@@ -210,8 +213,6 @@ def add_extract_options(command: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="such as cuda (default: cpu)")
     dtypes = ["float32", "float64", "float16", "bfloat16"]
     add("--dtype", choices=dtypes, default="float32", help="to compute in (default: float32)")
-    pickle = "read pytorch_model.bin if there is no other"
-    add("--allow-pickle", action="store_true", help=pickle)
     add("--threads", type=int, metavar="N", help="how many to compute with (default: torch's)")
     _add_file_options(command)
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,11 @@ from minibert.cache import sha256
 from minibert.config import CheckpointError
 from minibert.glossary import HEAD_NAMES, modern_name
 from minibert.hooks import capture
-from minibert.hub import ModelFiles, find_files
+from minibert.hub import find_files
 from minibert.loading import load
 from minibert.logits import find_part
 from minibert.model import BertOutput
-from minibert.weights import find_weights
+from minibert.weights import Stored, find_weights
 
 _MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -61,7 +62,10 @@ class Number(NamedTuple):
 
 
 def verify(
-    source: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
 ) -> list[Number]:
     """Run every number that is published for a model, in float32 on the CPU.
 
@@ -70,6 +74,7 @@ def verify(
             name, or by the hash of the weights.
         revision: branch, tag or commit of a Hub model.
         local_files_only: ask the Hub nothing; take its cache as it is.
+        allow_pickle: read pytorch_model.bin where there is no model.safetensors.
 
     Returns:
         The numbers, in the order of the file; those that need a head which is not there were not
@@ -80,10 +85,17 @@ def verify(
         CheckpointError: if the model cannot be loaded.
     """
     files = find_files(source, revision, local_files_only)
-    sets = _find_sets(files)
-    heads = _find_heads(files, sets)
+    path, tensors = find_weights(files, allow_pickle)
+    sets = _find_sets(files.source, path)
+    heads = _find_heads(tensors, sets)
     head = "pretraining" if len(heads) == 2 else next(iter(heads), None)
-    bert = load(source, head=head, revision=revision, local_files_only=local_files_only)
+    bert = load(
+        source,
+        head=head,
+        revision=revision,
+        allow_pickle=allow_pickle,
+        local_files_only=local_files_only,
+    )
     numbers = []
     for entry in sets:
         reading = entry["reading"]
@@ -148,27 +160,27 @@ def to_json(numbers: list[Number]) -> str:
     return json.dumps({**summary, "numbers": records}, indent=1, ensure_ascii=False)
 
 
-def _find_sets(files: ModelFiles) -> list[dict[str, Any]]:
-    """The sets of numbers that are published for these weights."""
+def _find_sets(source: str, weights: Path) -> list[dict[str, Any]]:
+    """The sets of numbers that are published for a model of this name, or for these weights."""
     text = resources.files("minibert").joinpath("published_numbers.json").read_text("utf-8")
     published = json.loads(text)
     hashes = {digest: model for model, digest in published["weights_sha256"].items()}
-    name = _MINILM if files.source == "minilm" else files.source
+    name = _MINILM if source == "minilm" else source
     models = sorted({entry["model"] for entry in published["sets"]})
     if name not in models:
-        name = hashes.get(sha256(files.require("model.safetensors")), name)
+        name = hashes.get(sha256(weights), name)
     sets = [entry for entry in published["sets"] if entry["model"] == name]
     if not sets:
         raise ValueError(
-            f"no numbers are published for {files.source}, there are some for {', '.join(models)}"
+            f"no numbers are published for {source}, there are some for {', '.join(models)}"
         )
     return sets
 
 
-def _find_heads(files: ModelFiles, sets: list[dict[str, Any]]) -> list[str]:
+def _find_heads(tensors: list[Stored], sets: list[dict[str, Any]]) -> list[str]:
     """The heads that numbers need and of which the file has anything; loading then asks for all."""
     needed = {_NEEDS[entry["reading"]] for entry in sets if entry["reading"] in _NEEDS}
-    names = {modern_name(stored.name) for stored in find_weights(files, allow_pickle=False)[1]}
+    names = {modern_name(stored.name) for stored in tensors}
     return [head for head in sorted(needed) if names & set(HEAD_NAMES[head].values())]
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import on_a_terminal, random_bert_with, run_python
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import minibert
+from minibert.bundle import record
 from minibert.cli import main
 from minibert.saving import save
 
@@ -134,6 +135,8 @@ def test_names(model: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().err == "minibert: --revision goes with --model\n"
         assert main([*command, "--local-files-only"]) == 2
         assert capsys.readouterr().err == "minibert: --local-files-only goes with --model\n"
+    assert main(["judge", "bundle", "dump", "--allow-pickle"]) == 2
+    assert capsys.readouterr().err == "minibert: --allow-pickle goes with --model\n"
 
 
 def test_extract_on_a_pipe_is_jsonl(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,17 +362,53 @@ def test_public_names() -> None:
         _ = minibert.nothing
 
 
-def test_a_pickle_must_be_allowed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin")
-    command = ["extract", "--model", str(folder), "a"]
+@pytest.fixture
+def only_pickle(with_heads: str) -> str:
+    tensors = load_file(Path(with_heads) / "model.safetensors")
+    (Path(with_heads) / "model.safetensors").unlink()
+    torch.save(tensors, Path(with_heads) / "pytorch_model.bin")
+    return with_heads
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["extract", "a"], 0),
+        (["compare", "a", "a b", "b a"], 0),
+        (["lens", "a", "-o", "{tmp}/page.html"], 0),
+        (["plot", "layers", "a b", "-o", "{tmp}/a.svg"], 0),
+        (["fill", "[MASK]"], 0),
+        (["next", "a", "b"], 0),
+        (["verify"], 2),  # no number is published for this model
+        (["record", "{tmp}/bundle"], 0),
+        (["judge", "{tmp}/mine", "{tmp}/dump.safetensors"], 1),  # they differ
+        (["live"], 0),
+    ],
+)
+def test_a_pickle_must_be_allowed(
+    only_pickle: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    status: int,
+) -> None:
+    command = [part.format(tmp=tmp_path) for part in command]
+    if command[0] == "plot":
+        pytest.importorskip("matplotlib")
+    if command[0] == "live":
+        pytest.importorskip("transformers")
+    if command[0] == "judge":
+        bert = minibert.load(only_pickle, allow_pickle=True)
+        record(bert.model, tmp_path / "mine")
+        dump = load_file(tmp_path / "mine" / "tensors.safetensors")
+        save_file({name: t + t.is_floating_point() for name, t in dump.items()}, command[2])
+    command += ["--model", only_pickle]
     assert main(command) == 1
     told = capsys.readouterr().err
     assert told.startswith("minibert: ")
     assert "--allow-pickle reads its tensors alone" in told
-    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10):
-        assert main([*command, "--allow-pickle"]) == 0
+    assert main([*command, "--allow-pickle"]) == status
+    assert "--allow-pickle" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ BUDGETS = {
     "bundle": 200,
     "parity": 300,
     "mistakes": 230,
-    "verify": 270,
+    "verify": 280,
     "lens": 200,
     "plots": 280,
     "pictures": 100,
@@ -76,7 +76,7 @@ BUDGETS = {
     "instance_files": 260,
     "pretraining": 250,
     "options": 310,
-    "cli": 320,
+    "cli": 330,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
