@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from minibert.config import BertConfig, CheckpointError
+from minibert.glossary import shown
 from minibert.heads import Head, PretrainingOutput
 from minibert.hooks import capture
 from minibert.model import BertModel
@@ -175,7 +176,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         keys = [f"{case}/{name}" for case in about["cases"] for name in Inputs._fields]
         keys += [f"{case}/{name}" for name in about["tensors"] for case in about["cases"]]
         if about["format"] != _FORMAT:
-            raise ValueError(f"its format is {about['format']!r}, expected {_FORMAT!r}")
+            raise ValueError(f"its format is {about['format']!r:.80}, expected {_FORMAT!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} is not of a bundle that record wrote: {reason}") from error
@@ -190,5 +191,5 @@ def read_dump(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or shown(str(error), 200)
         raise CheckpointError(f"{path} is not a safetensors file: {reason}") from error

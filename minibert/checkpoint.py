@@ -6,6 +6,7 @@ ever keeps a random start. Read next: vectors.py.
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -24,18 +25,20 @@ from minibert.glossary import (
     checkpoint_names,
     head_names,
     modern_name,
+    shown,
 )
 from minibert.head_config import HEADS, HeadConfig
 from minibert.heads import Head, make_head
 from minibert.hub import ModelFiles, find_files
 from minibert.model import BertModel
-from minibert.weights import COUNTS, DTYPES, Stored, find_weights, read_tensor
+from minibert.weights import COUNTS, DTYPES, Stored, enough_memory, find_weights, read_tensor
 
 # What else a BERT checkpoint may hold: heads that nobody asked for, of these names or, where the
 # encoder's have a prefix, of any; and a buffer of old ones, which only counts 0, 1, 2, ...
 _HEADS = ("cls.", "classifier.", "qa_outputs.")
 _ENCODER = ("bert.", "embeddings.", "encoder.", "pooler.")
 _COUNTER = "embeddings.position_ids"
+_MOST_POSITIONS = 1 << 20
 
 # Set to 1, it admits weights that are NaN or infinite.
 _ALLOW_NAN = "MINIBERT_ALLOW_NAN"
@@ -112,9 +115,10 @@ def read_head_config(files: ModelFiles, head: str | None) -> HeadConfig | None:
     values = read_object(path)
     if head == "auto":
         asked = values.get("architectures") or []
-        named = [name for name, theirs in HEADS.items() if theirs in asked]
+        names = asked if isinstance(asked, list) else []
+        named = [name for name, theirs in HEADS.items() if theirs in names]
         if not named and asked not in ([], ["BertModel"]):
-            raise CheckpointError(f"{path} names {asked}, a head that minibert does not have")
+            raise CheckpointError(f"{path} names {asked!r:.80}, a head that minibert does not have")
         head = named[0] if named else None
     try:
         return None if head is None else HeadConfig.from_dict(head, values)
@@ -140,7 +144,8 @@ def read_model_and_head(
     _check_target(device, dtype)
     config = read_config(files)  # before the weights: another architecture is not downloaded
     path, tensors = find_weights(files, allow_pickle)
-    stored = _by_modern_name(path, tensors, head)
+    with enough_memory(path):
+        stored = _by_modern_name(path, tensors, head)
     if head is not None and not stored.keys() & HEAD_NAMES[head.name].values():
         raise CheckpointError(f"{path} has no {head.name} head: load another, or give it a new one")
     count = config.num_hidden_layers
@@ -158,7 +163,8 @@ def read_model_and_head(
     whole = nn.ModuleDict({"bert": model} if made is None else {"bert": model, "head": made})
     shapes = {names[own]: tensor.shape for own, tensor in whole.state_dict().items()}
     _check_shapes(path, stored, shapes)
-    read = {name: read_tensor(stored[name]).to(device, dtype) for name in shapes}
+    with enough_memory(path):
+        read = {name: read_tensor(stored[name]).to(device, dtype) for name in shapes}
     _check_finite(path, {stored[name].name: tensor for name, tensor in read.items()})
     whole.load_state_dict({own: read[name] for own, name in names.items()}, assign=True)
     whole.eval()
@@ -175,7 +181,7 @@ def _by_modern_name(
         if tensor.name not in left_out:
             twin = stored.setdefault(modern_name(tensor.name), tensor)
             if twin is not tensor:
-                names = f"{twin.name} and {tensor.name}"
+                names = f"{shown(twin.name)} and {shown(tensor.name)}"
                 raise CheckpointError(f"{path} has {names}, which are the same")
     _check_prefix(path, stored)
     if _COUNTER in stored:
@@ -208,9 +214,8 @@ def _check_prefix(path: Path, stored: dict[str, Stored]) -> None:
     for name in stored:
         prefix, _, rest = name.partition(".")
         if WORD not in stored and modern_name(rest) == WORD:
-            raise CheckpointError(
-                f"{path} has the names of a BERT with {prefix}. before them; save it without that"
-            )
+            told = f"the names of a BERT with {shown(prefix)}. before them"
+            raise CheckpointError(f"{path} has {told}; save it without that")
 
 
 def _join(path: Path, stored: dict[str, Stored], name: str, second_name: str) -> None:
@@ -228,9 +233,8 @@ def _join(path: Path, stored: dict[str, Stored], name: str, second_name: str) ->
 
 def _check_counter(path: Path, stored: Stored) -> None:
     """position_ids must be what every BERT counts anyway, or the positions are others."""
-    if stored.dtype not in COUNTS or any(
-        number != position for position, number in enumerate(read_tensor(stored).flatten().tolist())
-    ):
+    is_small = stored.dtype in COUNTS and math.prod(stored.shape) <= _MOST_POSITIONS
+    if not is_small or read_tensor(stored).flatten().tolist() != [*range(math.prod(stored.shape))]:
         raise CheckpointError(f"{path}: {stored.name} does not count 0, 1, 2, ...: not supported")
 
 
@@ -279,7 +283,7 @@ def _list(names: Collection[str]) -> str:
     """
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     noun = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {noun}: {', '.join(sorted(names)[:10])}{more}"
+    return f"{len(names)} {noun}: {', '.join(map(shown, sorted(names)[:10]))}{more}"
 
 
 def _check_target(device: str | torch.device, dtype: torch.dtype) -> None:

@@ -65,7 +65,8 @@ class BertConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is int and not (type(value) is int and 1 <= value <= _LARGEST):
-                raise ValueError(f"{field.name} must be an int from 1 to {_LARGEST}, got {value!r}")
+                got = f"got {value!r:.80}"
+                raise ValueError(f"{field.name} must be an int from 1 to {_LARGEST}, {got}")
             if field.type is float:
                 _check_number(field.name, value, may_be_zero=field.name.endswith("dropout_prob"))
         width, heads = self.hidden_size, self.num_attention_heads
@@ -75,10 +76,10 @@ class BertConfig:
             )
         if self.hidden_act not in HIDDEN_ACTS:
             known = ", ".join(HIDDEN_ACTS)
-            raise ValueError(f"hidden_act must be one of {known}, got {self.hidden_act!r}")
+            raise ValueError(f"hidden_act must be one of {known}, got {self.hidden_act!r:.80}")
         pad = self.pad_token_id
         if pad is not None and not (type(pad) is int and 0 <= pad < self.vocab_size):
-            raise ValueError(f"pad_token_id must be an id below {self.vocab_size}, got {pad!r}")
+            raise ValueError(f"pad_token_id must be an id below {self.vocab_size}, got {pad!r:.80}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BertConfig":
@@ -95,7 +96,8 @@ class BertConfig:
             raise ValueError(f"expected a JSON object, got {type(values).__name__}")
         for key, implemented in _IMPLEMENTED.items():
             if values.get(key) not in (None, implemented):
-                raise ValueError(f"{key} {values[key]!r} is not supported, only {implemented!r} is")
+                got = f"{values[key]!r:.80}"
+                raise ValueError(f"{key} {got} is not supported, only {implemented!r} is")
         names = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in names})
 
@@ -105,4 +107,4 @@ def _check_number(name: str, value: Any, may_be_zero: bool) -> None:
     in_range = type(value) in (int, float) and 0 <= value < 1  # False for NaN
     if not in_range or (value == 0 and not may_be_zero):
         least = "at least" if may_be_zero else "more than"
-        raise ValueError(f"{name} must be a number {least} 0 and less than 1, got {value!r}")
+        raise ValueError(f"{name} must be a number {least} 0 and less than 1, got {value!r:.80}")

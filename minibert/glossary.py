@@ -100,10 +100,10 @@ def modern_name(name: str) -> str:
     return name
 
 
-def shown(name: str) -> str:
+def shown(name: str, most: int = 100) -> str:
     r"""A name out of a file, as a message tells it: on one line, and not at great length.
 
     >>> shown("evil\nname")
     "'evil\\nname'"
     """
-    return (name if name.isprintable() else ascii(name))[:100]
+    return (name if name.isprintable() else ascii(name))[:most]

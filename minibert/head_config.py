@@ -47,7 +47,8 @@ class HeadConfig:
             raise ValueError(f"there is no head {self.name!r}; there are {', '.join(HEADS)}")
         if self.has_labels:
             if not self.labels or len(set(self.labels)) < len(self.labels):
-                raise ValueError(f"{self.name} needs labels, each once, got {list(self.labels)}")
+                got = f"{list(self.labels)!r:.80}"
+                raise ValueError(f"{self.name} needs labels, each once, got {got}")
         elif self.labels:
             raise ValueError(f"the head {self.name} has no labels to choose")
         else:
@@ -58,10 +59,10 @@ class HeadConfig:
         if self.problem_type not in known:
             raise ValueError(
                 f"problem_type of {self.name} must be one of {', '.join(known)} with labels "
-                f"{list(self.labels)[:9]}, got {self.problem_type!r}"
+                f"{list(self.labels)[:9]!r:.80}, got {self.problem_type!r:.80}"
             )
         if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
-            raise ValueError(f"classifier_dropout must be in [0, 1), got {self.dropout!r}")
+            raise ValueError(f"classifier_dropout must be in [0, 1), got {self.dropout!r:.80}")
 
     @classmethod
     def from_dict(cls, name: str, values: Mapping[str, Any]) -> "HeadConfig":
@@ -114,9 +115,10 @@ def _labels(id2label: Any, count: Any) -> tuple[str, ...]:
     if id2label is None:
         count = 2 if count is None else count
         if not (type(count) is int and 1 <= count <= _MOST_LABELS):
-            raise ValueError(f"num_labels must be an int from 1 to {_MOST_LABELS}, got {count!r}")
+            expected = f"an int from 1 to {_MOST_LABELS}"
+            raise ValueError(f"num_labels must be {expected}, got {count!r:.80}")
         return tuple(f"LABEL_{number}" for number in range(count))
     numbers = [str(number) for number in range(len(id2label))] if hasattr(id2label, "keys") else []
     if not numbers or set(id2label) != set(numbers):
-        raise ValueError(f"id2label must name the classes 0, 1, 2, ..., got {str(id2label)[:80]}")
+        raise ValueError(f"id2label must name the classes 0, 1, 2, ..., got {id2label!r:.80}")
     return tuple(str(id2label[number]) for number in numbers)

@@ -9,7 +9,8 @@ Read next: checkpoint.py.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,10 +68,27 @@ def find_weights(files: ModelFiles, allow_pickle: bool) -> tuple[Path, list[Stor
         formats.append((_PICKLE, _read_pickle))
     for name, read in formats:
         if (path := files.find(name)) is not None:
-            return path, read(path)
+            with enough_memory(path):
+                return path, read(path)
         if (path := files.find(f"{name}.index.json")) is not None:
-            return path, _read_shards(files, path, read)
+            with enough_memory(path):
+                return path, _read_shards(files, path, read)
     raise CheckpointError(_what_there_is(files))
+
+
+@contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Make a CheckpointError of the errors with which Python and torch run out of memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        raise CheckpointError(f"{path} takes more memory than there is") from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "allocate" in str(error)
 
 
 def read_tensor(stored: Stored) -> Tensor:
@@ -88,7 +106,8 @@ def read_tensor(stored: Stored) -> Tensor:
     with stored.path.open("rb") as file:
         file.seek(stored.start)
         if file.readinto(memory) != memory.nbytes:
-            raise CheckpointError(f"{stored.path} ends within {stored.name}; download it again")
+            within = f"{stored.path} ends within {shown(stored.name)}"
+            raise CheckpointError(f"{within}; download it again")
     return tensor
 
 
@@ -122,7 +141,8 @@ def _read_header(path: Path) -> list[Stored]:
         with safe_open(path, framework="numpy"):
             pass  # checks the whole layout: no gap, no overlap, nothing beyond the end
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is broken ({error}); download it again") from error
+        reason = shown(str(error), 200)
+        raise CheckpointError(f"{path} is broken ({reason}); download it again") from error
     header.pop("__metadata__", None)
     return [
         Stored(name, path, tuple(e["shape"]), e["dtype"], 8 + size + e["data_offsets"][0])
@@ -140,14 +160,14 @@ def _read_shards(
     if len(places) > LARGEST >> 7:  # as a header is bounded: a hostile one would take minutes
         raise CheckpointError(f"{index} names {len(places)} tensors, more than a BERT has")
     if wrong := [place for place in places.values() if not isinstance(place, str)]:
-        raise CheckpointError(f"{index} names {wrong[0]!r}, which is not the name of a file")
+        raise CheckpointError(f"{index} names {wrong[0]!r:.80}, which is not the name of a file")
     found: list[Stored] = []
     for shard in sorted(set(places.values())):
         path = files.shard(shard, index.name)
         stored = read(path)
         differ = {s.name for s in stored} ^ {name for name in places if places[name] == shard}
         if differ:
-            count = f"{len(differ)} tensors, such as {min(differ)}"
+            count = f"{len(differ)} tensors, such as {shown(min(differ))}"
             raise CheckpointError(f"{path} and {index.name} differ in {count}; one was replaced")
         found += stored
     return found
@@ -167,8 +187,10 @@ def _read_pickle(path: Path) -> list[Stored]:
         check_pickle(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file can provoke
+        if _is_of_memory(error):
+            raise
         # Without torch's own text, which recommends weights_only=False.
-        kind = shown(str(error)) if isinstance(error, ValueError) else type(error).__name__
+        kind = shown(str(error), 200) if isinstance(error, ValueError) else type(error).__name__
         what = looks_like(start) if start[:1] != b"\x80" and start[:2] != b"PK" else ""
         raise CheckpointError(
             f"{path} is not a pickle of tensors alone ({what or kind}); nothing in it was run"

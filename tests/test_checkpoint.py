@@ -104,6 +104,21 @@ def test_names_of_other_writers(tmp_path: Path, caplog: pytest.LogCaptureFixture
     ]
 
 
+@pytest.mark.parametrize("name", ["evil\nname", "evil\x1b[2J", "z" * 10**5])
+def test_names_are_told_in_one_line(
+    folder: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    edit_tensors(folder, lambda t: t.update({f"cls.{name}": BIAS}))
+    with caplog.at_level(logging.INFO, logger="minibert"):
+        load_model(folder)
+    edit_tensors(folder, lambda t: t.update({name: BIAS}))
+    with pytest.raises(CheckpointError, match="has unexpected 1 tensor: ") as raised:
+        load_model(folder)
+    for told in (caplog.messages[0], str(raised.value)):
+        assert told.isprintable()
+        assert len(told) < 400
+
+
 def test_without_pooler(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, BertModel(ODD, has_pooler=False))
     model = load_model(folder)
@@ -219,6 +234,7 @@ def test_a_large_sum_of_finite_numbers_is_fine(folder: Path) -> None:
         (torch.arange(17).int(), True),
         (torch.arange(1, 18)[None], False),
         (torch.arange(17)[None].float(), False),
+        (torch.arange((1 << 20) + 1), False),  # a file of holes can have any number of them
     ],
 )
 def test_stray_position_ids(folder: Path, counter: Tensor, is_right: bool) -> None:
@@ -247,6 +263,16 @@ def test_another_number_of_layers(folder: Path, layers: int) -> None:
     says = "has unexpected 16 tensors" if layers == 2 else "lacks 16 tensors"
     with pytest.raises(CheckpointError, match=says):
         load_model(folder)
+
+
+@pytest.mark.parametrize("named", [5, "BertModel", [5], {"a": 1}, ["x\n" * 10**5]])
+def test_architectures_that_are_none(folder: Path, named: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": named}))
+    load_model(folder)
+    with pytest.raises(CheckpointError, match="a head that minibert does not have") as raised:
+        load(folder, head="auto")
+    assert len(str(raised.value)) < 300
 
 
 def test_absurdly_many_layers_allocate_nothing(folder: Path) -> None:

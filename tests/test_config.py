@@ -61,6 +61,21 @@ def test_bad_values_are_refused_by_name(key: str, value: object, says: str) -> N
         BertConfig.from_dict({key: value})
 
 
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "layer_norm_eps", "hidden_act", "pad_token_id", "pruned_heads"]
+)
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10**5, [1] * 10**5, {"a\nb": "c" * 10**5}, 10**4000],
+    ids=["text", "list", "object", "number"],
+)
+def test_a_message_is_a_line_whatever_the_value(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=key) as raised:
+        BertConfig.from_dict({key: value})
+    assert len(str(raised.value)) < 200
+    assert "\n" not in str(raised.value)
+
+
 def test_a_config_must_be_an_object() -> None:
     with pytest.raises(ValueError, match="expected a JSON object, got list"):
         BertConfig.from_dict([])  # type: ignore[arg-type]

@@ -86,6 +86,25 @@ def test_what_cannot_be_is_refused(name: str, values: dict[str, object], expecte
         HeadConfig.from_dict(name, values)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_labels": "x" * 10**5},
+        {"id2label": ["x\n" * 10**5]},
+        {"id2label": "x\n" * 10**5},
+        {"id2label": {"0": "x\n" * 10**5, "1": "x\n" * 10**5}},
+        {"id2label": {"0": "x\n" * 10**5}, "problem_type": "x"},
+        {"problem_type": "x" * 10**5},
+        {"classifier_dropout": [1] * 10**5},
+    ],
+)
+def test_a_message_is_a_line_whatever_the_value(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="sequence-class|num_lab|id2label|dropout") as raised:
+        HeadConfig.from_dict("sequence-classification", values)
+    assert len(str(raised.value)) < 400
+    assert "\n" not in str(raised.value)
+
+
 def test_labels_go_with_classification_alone() -> None:
     with pytest.raises(ValueError, match="the head masked-lm has no labels to choose"):
         HeadConfig("masked-lm", ("a",))
