@@ -86,7 +86,6 @@ const cosine = (a, b) => dot(a, b) / (length(a) * length(b));
 // The tokens of each row and column that the head shows: one each, or those of a word.
 const groups = () => view.unit === "words" ? text().words : text().tokens.map((label, n) =>
   ({ label, first: n, last: n, added: text().added[n] }));
-const groupOf = (token) => groups().findIndex((group) => group.first <= token && token <= group.last);
 
 // Of one head, (groups, groups). To a word it is summed, from a word averaged (Clark et al. 2019).
 function weights() {
@@ -102,15 +101,16 @@ function weights() {
   return result;
 }
 
-// Which groups are shown, and which of them the filter names.
+// Which groups are shown, which of them the filter names, and which one has the chosen token.
 function shownGroups() {
-  const all = groups(), asked = view.filter.trim().toLowerCase();
-  const shown = all.map((_, n) => n).filter((n) => !(view.bare && all[n].added));
-  const named = new Set(shown.filter((n) => all[n].label.toLowerCase().includes(asked)));
-  return { all, shown, named };
+  const labels = groups(), asked = view.filter.trim().toLowerCase();
+  const shown = labels.map((_, n) => n).filter((n) => !(view.bare && labels[n].added));
+  const named = new Set(shown.filter((n) => labels[n].label.toLowerCase().includes(asked)));
+  const chosen = labels.findIndex(({ first, last }) => first <= view.token && view.token <= last);
+  return { labels, shown, named, chosen };
 }
-const isDrawn = (weight, i, j, named) => weight >= view.least && (named.has(i) || named.has(j)) &&
-  (!view.pinned || i === groupOf(view.token) || j === groupOf(view.token));
+const isDrawn = (weight, i, j, { named, chosen }) => weight >= view.least && (named.has(i) || named.has(j)) &&
+  (!view.pinned || i === chosen || j === chosen);
 
 // ---- Reading a number exactly, and copying it
 
@@ -281,21 +281,20 @@ function markHead() {
 
 const ROW = 1.6; // rem: the height of a token among the lines, as in lens.css
 function drawHead() {
-  const all = weights(), { all: labels, shown, named } = shownGroups();
-  const most = all.reduce((a, b) => Math.max(a, b), 0);
-  drawLines(all, labels, shown, named, most);
-  drawMatrix(all, labels, shown, named, most);
-  drawRowTable(all, labels, shown);
+  const all = weights(), part = shownGroups(), most = all.reduce((a, b) => Math.max(a, b), 0);
+  drawLines(all, most, part);
+  drawMatrix(all, most, part);
+  drawRowTable(all, part);
 }
 function weightLabel(labels, i, j) {
   return `head ${headName()}, ${labels[i].label} (${i}) reads from ${labels[j].label} (${j})`;
 }
-function drawLines(all, labels, shown, named, most) {
-  const N = labels.length, chosen = groupOf(view.token), LEVELS = 12;
+function drawLines(all, most, part) {
+  const { labels, shown, named, chosen } = part, N = labels.length, LEVELS = 12;
   const paths = Array.from({ length: LEVELS }, () => []), ends = [[], []], drawn = [];
   shown.forEach((i, row) => shown.forEach((j, column) => {
     const weight = all[i * N + j];
-    if (!isDrawn(weight, i, j, named)) return;
+    if (!isDrawn(weight, i, j, part)) return;
     drawn.push([row, column, i, j]);
     const line = `M0 ${((row + .5) * ROW).toFixed(2)}L100 ${((column + .5) * ROW).toFixed(2)}`;
     // With a token chosen: blue is what it reads, orange what reads it.
@@ -354,7 +353,8 @@ function focusIn(container) {
 
 let matrix = null; // how the canvas was drawn, to find the cell below the pointer
 const cursor = { row: 0, column: 0 };
-function drawMatrix(all, labels, shown, named, most) {
+function drawMatrix(all, most, part) {
+  const { labels, shown, chosen } = part, N = labels.length;
   const canvas = $("matrix"), room = canvas.parentElement.clientWidth, count = Math.max(1, shown.length);
   const edge = Math.min(90, Math.max(48, room * .24));
   const size = Math.max(4, Math.min(28, Math.floor((room - edge - 2) / count)));
@@ -362,11 +362,11 @@ function drawMatrix(all, labels, shown, named, most) {
   canvas.width = canvas.height = Math.round(side * ratio);
   canvas.style.width = canvas.style.height = `${side}px`;
   canvas.setAttribute("aria-label", `Matrix of head ${headName()}, ${count} rows and columns. Arrow keys move, Enter copies the number.`);
-  const context = canvas.getContext("2d", { willReadFrequently: true }), paint = scale(), N = labels.length, chosen = groupOf(view.token);
+  const context = canvas.getContext("2d", { willReadFrequently: true }), paint = scale();
   context.scale(ratio, ratio);
   shown.forEach((i, row) => shown.forEach((j, column) => {
     const weight = all[i * N + j];
-    context.globalAlpha = isDrawn(weight, i, j, named) ? 1 : .12;
+    context.globalAlpha = isDrawn(weight, i, j, part) ? 1 : .12;
     context.fillStyle = `rgb(${paint(weight / most)})`;
     context.fillRect(edge + column * size, edge + row * size, size, size);
   }));
@@ -422,8 +422,8 @@ $("copy-matrix").addEventListener("click", () => {
   const rows = shown.map((i) => [labels[i].label, ...shown.map((j) => exact(all[i * N + j]))].join("\t"));
   copy([["", ...shown.map((j) => labels[j].label)].join("\t"), ...rows].join("\n"), `head ${headName()}, ${shown.length} rows and columns`);
 });
-function drawRowTable(all, labels, shown) {
-  const N = labels.length, chosen = groupOf(view.token), own = labels[chosen].label;
+function drawRowTable(all, { labels, shown, chosen }) {
+  const N = labels.length, own = labels[chosen].label;
   fillTable("row-table", `Head ${headName()}; ${own} (${chosen})`, ["", "place", `${own} reads from it`, `it reads from ${own}`], shown.map((n) => [
     header(labels[n].label), element("td", {}, String(n)),
     cell(all[chosen * N + n], weightLabel(labels, chosen, n)), cell(all[n * N + chosen], weightLabel(labels, n, chosen))]));

@@ -418,6 +418,21 @@ def test_every_cell_of_the_matrix_can_be_read_and_copied(
         assert same_floats(row[1:], expected)
 
 
+def test_a_click_to_pin_takes_no_longer_than_to_draw(browser: Browser, page: Path) -> None:
+    """No function is called for each weight and each token, which at 512 would take a minute."""
+    browser.open(page)
+    browser.driver.execute_cdp_cmd("Profiler.enable", {})
+    calls = {"callCount": True, "detailed": False}
+    browser.driver.execute_cdp_cmd("Profiler.startPreciseCoverage", calls)
+    browser.click("#strip button", 5)
+    seen = browser.driver.execute_cdp_cmd("Profiler.takePreciseCoverage", {})["result"]
+    browser.driver.execute_cdp_cmd("Profiler.disable", {})
+    functions = [function for script in seen for function in script["functions"]]
+    counts = {each["functionName"]: each["ranges"][0]["count"] for each in functions}
+    assert counts["drawLines"] == 1
+    assert max(each["ranges"][0]["count"] for each in functions) < 4 * 17**2
+
+
 def test_words_by_clarks_rule(browser: Browser, page: Path, bert: Bert) -> None:
     states = bert.states(PAIR, attentions=True)
     assert states.attentions is not None
