@@ -44,7 +44,7 @@ function exact(value) {
   return String(Number(value.toPrecision(9)));
 }
 const rounded = (value, digits = 3) => value.toFixed(digits).replace("-", "−");
-const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
+const percent = (value) => `${Number((100 * value).toPrecision(2))}%`;
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -148,7 +148,7 @@ for (const button of document.querySelectorAll("[data-copies]"))
   button.addEventListener("click", () => {
     const rows = [...$(button.dataset.copies).rows].map((row) => [...row.cells]
       .filter((cell) => !cell.hasAttribute("data-picture"))
-      .map((cell) => cell.dataset.value ?? cell.textContent).join("\t"));
+      .map((cell) => cell.dataset.copy ?? cell.dataset.value ?? cell.textContent).join("\t"));
     copy(rows.join("\n"), `${rows.length} rows, with tabs between the columns`);
   });
 const cell = (value, label, shownAs = rounded(value)) => element("td",
@@ -424,14 +424,14 @@ $("copy-matrix").addEventListener("click", () => {
 });
 function drawRowTable(all, { labels, shown, chosen }) {
   const N = labels.length, own = labels[chosen].label;
-  fillTable("row-table", `Head ${headName()}; ${own} (${chosen})`, ["", "place", `${own} reads from it`, `it reads from ${own}`], shown.map((n) => [
+  fillTable("row-table", `Head ${headName()}; ${own} (${chosen})`, [[""], ["place"], [`${own} reads from it`], [`it reads from ${own}`]], shown.map((n) => [
     header(labels[n].label), element("td", {}, String(n)),
     cell(all[chosen * N + n], weightLabel(labels, chosen, n)), cell(all[n * N + chosen], weightLabel(labels, n, chosen))]));
 }
 const header = (label) => element("th", { scope: "row" }, name(label));
 function fillTable(id, caption, columns, rows) {
   $(id).replaceChildren(element("caption", {}, caption),
-    element("thead", {}, element("tr", {}, ...columns.map((column) => element("th", { scope: "col" }, column)))),
+    element("thead", {}, element("tr", {}, ...columns.map(([shown, copied = shown]) => element("th", { scope: "col", "data-copy": copied }, shown)))),
     element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells))));
 }
 
@@ -446,7 +446,7 @@ function drawSimilarity() {
     const label = `state ${view.state}, cosine of ${place(view.token)} with ${token} (${t}${where})`;
     return [header(token), element("td", {}, `${t}${where}`), cell(similarity, label), element("td", { "data-picture": "" }, bar(similarity))];
   }));
-  fillTable("similarity", `State ${view.state}, ${stateName(view.state)}`, ["token", "place", "cosine"], rows);
+  fillTable("similarity", `State ${view.state}, ${stateName(view.state)}`, [["token"], ["place"], ["cosine"]], rows);
   $("similarity").tHead.rows[0].append(element("th", { "data-picture": "", "aria-hidden": "true" },
     element("span", { class: "ends" }, ...["−1", "0", "1"].map((end) => element("span", {}, end)))));
   const here = data.texts.slice(0, view.text).reduce((sum, { tokens }) => sum + tokens.length, view.token);
@@ -542,7 +542,7 @@ function drawNorm() {
   norms.forEach((row, state) => svg.append(dot2(across(state), up(row[view.token]), exact(row[view.token]),
     `length of ${place(view.token)} in state ${state}`, { fill: color(state === view.state ? "--orange" : "--blue"), r: state === view.state ? 6 : 4 })));
   const points = floats(text().points);
-  fillTable("path-table", place(view.token), ["state", "length", "component 1", "component 2"], everyState.map((state) => {
+  fillTable("path-table", place(view.token), [["state"], ["length"], ["component 1"], ["component 2"]], everyState.map((state) => {
     const told = `state ${state} of ${place(view.token)}`, at = 2 * (state * T + view.token);
     return [header(String(state)), cell(norms[state][view.token], `${told}, length`), cell(points[at], `${told}, component 1`), cell(points[at + 1], `${told}, component 2`)];
   }));
@@ -580,7 +580,7 @@ function drawSenses() {
     return pairs.map(([a, b]) => cosine(means.get(a), means.get(b)));
   });
   drawSenseChart(pairs, cosines);
-  fillTable("senses-table", `Cosines of ${view.word}, by state`, ["state", ...pairs.map(([a, b]) => `${a + 1} and ${b + 1}`)], cosines.map((row, state) =>
+  fillTable("senses-table", `Cosines of ${view.word}, by state`, [["state"], ...pairs.map(([a, b]) => [`${a + 1} and ${b + 1}`])], cosines.map((row, state) =>
     [header(String(state)), ...row.map((value, n) => cell(value, senseLabel(state, pairs[n])))]));
 }
 const senseLabel = (state, [a, b]) => `state ${state}, cosine of ${view.word} ${a + 1} with ${view.word} ${b + 1}`;
@@ -616,10 +616,11 @@ function drawMask() {
     `${place(view.token)}, with their probability. ${text().tokens[view.token] === "[MASK]" ? "" : "This token is not hidden from the model: it sees what it is asked for."}`;
   $("mask-choice").replaceChildren(...masks.map(([, n]) => element("button", { type: "button", onclick: () => change({ token: n }), "aria-pressed": String(n === view.token) }, `[MASK] (${n})`)));
   const ids = guesses.ids, chances = once(`chances ${view.text}`, () => floats(guesses.probabilities)), T = text().tokens.length;
-  fillTable("mask-table", `At ${place(view.token)}`, ["state", ...Array.from({ length: guesses.count }, (_, n) => String(n + 1))], everyState.map((state) => [
+  fillTable("mask-table", `At ${place(view.token)}`, [["state"], ...Array.from({ length: guesses.count }, (_, n) => [String(n + 1), `${n + 1}\tprobability`])], everyState.map((state) => [
     header(String(state)), ...Array.from({ length: guesses.count }, (_, n) => {
       const at = (state * T + view.token) * guesses.count + n, piece = data.pieces[ids[at]];
-      return fill(cell(chances[at], `state ${state} at ${place(view.token)}, probability of ${piece}`, ""), {}, [name(piece), element("small", {}, percent(chances[at]))]);
+      return fill(cell(chances[at], `state ${state} at ${place(view.token)}, probability of ${piece}`, ""),
+        { "data-copy": `${piece}\t${exact(chances[at])}` }, [name(piece), element("small", {}, percent(chances[at]))]);
     })]));
 }
 

@@ -579,6 +579,38 @@ def test_mask(browser: Browser, page: Path, bert: Bert) -> None:
     assert browser.run(script) == pieces
 
 
+def test_chances_are_shown_with_two_digits(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    chances = [float(n) for row in browser.table("mask-table") for n in row[1:]]
+    shown = [small.text for small in browser.all("#mask-table td small")]
+    assert shown == [f"{float(f'{100 * chance:.2g}'):g}%" for chance in chances]
+    small = [1, 0.9949, 0.051, 0.0004, 0.00002149]
+    assert browser.run("return arguments[0].map(percent)", small) == (
+        ["100%", "99%", "5.1%", "0.04%", "0.0021%"]
+    )
+
+
+def test_every_table_can_be_copied(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    names = [button.get_attribute("data-copies") for button in browser.all("[data-copies]")]
+    assert len(names) == 5
+    for number, name in enumerate(names):
+        browser.run("document.getElementById('shown').textContent = ''")
+        browser.click("[data-copies]", number)
+        header, *rows = [line.split("\t") for line in browser.copied().split("\n")]
+        assert len(header) >= 2
+        expected = browser.table(name)
+        if name == "mask-table":  # a piece, and how likely it is
+            pieces = iter([piece.text for piece in browser.all("#mask-table td bdi")])
+            expected = [
+                [row[0], *(x for n in row[1:] for x in (next(pieces), n))] for row in expected
+            ]
+            assert header[:3] == ["state", "1", "probability"]
+        assert rows == [row[: len(header)] for row in expected]
+        assert {len(row) for row in rows} == {len(header)}
+
+
 def test_without_a_head_it_says_so(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(lens_page(make_bert(), ["a [MASK]"]), "utf-8")
