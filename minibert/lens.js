@@ -152,12 +152,13 @@ for (const button of document.querySelectorAll("[data-copies]"))
     copy(rows.join("\n"), `${rows.length} rows, with tabs between the columns`);
   });
 const cell = (value, label, shownAs = rounded(value)) => element("td",
-  { "data-value": exact(value), "data-label": label }, shownAs);
+  { "data-value": exact(value), "data-label": label, "aria-label": exact(value) }, shownAs);
 
-// A row of buttons is one stop of the Tab key; arrows go through it.
+// Buttons in a row, the numbers of a table or the dots of a chart are one stop of the Tab key; arrows go through them.
+const STOPS = "button, td[data-value], circle[role]";
 function rove(container, columns = () => 1) {
   container.addEventListener("keydown", (event) => {
-    const all = [...container.querySelectorAll("button")], at = all.indexOf(document.activeElement);
+    const all = [...container.querySelectorAll(STOPS)], at = all.indexOf(document.activeElement);
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(), ArrowUp: -columns(), Home: -at, End: all.length - 1 - at }[event.key];
     if (at < 0 || step === undefined) return;
     event.preventDefault();
@@ -165,12 +166,12 @@ function rove(container, columns = () => 1) {
     if (next) focusOn(container, next);
   });
 }
-function focusOn(container, button) {
-  oneStop(container, button);
-  button.focus();
+function focusOn(container, stop) {
+  oneStop(container, stop);
+  stop.focus();
 }
-function oneStop(container, button) {
-  for (const other of container.querySelectorAll("button")) other.tabIndex = other === button ? 0 : -1;
+function oneStop(container, stop = container.querySelector(STOPS)) {
+  for (const other of container.querySelectorAll(STOPS)) other.setAttribute("tabindex", other === stop ? 0 : -1);
 }
 
 // ---- Tokens
@@ -433,6 +434,7 @@ function fillTable(id, caption, columns, rows) {
   $(id).replaceChildren(element("caption", {}, caption),
     element("thead", {}, element("tr", {}, ...columns.map(([shown, copied = shown]) => element("th", { scope: "col", "data-copy": copied }, shown)))),
     element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells))));
+  oneStop($(id));
 }
 
 // ---- Hidden states
@@ -492,7 +494,8 @@ function frame(id, { x, y, height, equal = false, title }) {
 }
 const everyState = Array.from({ length: L + 1 }, (_, state) => state);
 const stateAxis = () => ({ low: 0, high: L, title: "state", ticks: everyState.filter((state) => state % Math.ceil(L / 12) === 0) });
-const dot2 = (x, y, value, label, attributes) => shape("circle", { cx: x, cy: y, r: 4, "data-value": value, "data-label": label, ...attributes });
+const dot2 = (x, y, value, label, attributes) => shape("circle", { cx: x, cy: y, r: 4, "data-value": value, "data-label": label,
+  role: "img", "aria-label": `${label}: ${value}`, ...attributes });
 
 function drawPath() {
   const T = text().tokens.length, points = once(`points ${view.text}`, () => floats(text().points));
@@ -513,16 +516,17 @@ function drawPath() {
     return dot2(across(x), up(y), `${exact(x)}, ${exact(y)}`, `state ${state} of ${place(token)}, components 1 and 2`, attributes);
   };
   for (let token = 0; token < T; token++)
-    if (token !== view.token) svg.append(point(view.state, token, { fill: color("--soft"), opacity: .45 }));
+    if (token !== view.token) svg.append(point(view.state, token, { fill: color("--soft"), opacity: .45, role: null, "aria-hidden": "true" }));
   const way = everyState.map((state) => at(state, view.token).map((value, n) => (n ? up(value) : across(value)).toFixed(1)).join(" "));
   svg.append(shape("path", { d: `M${way.join("L")}`, fill: "none", stroke: color("--blue"), "stroke-width": 2 }));
   const taken = everyState.map((state) => at(state, view.token)).map(([x, y]) => [across(x), up(y)]);
   for (const state of everyState) {
     const isHere = state === view.state, [x, y] = freePlace(taken[state], taken);
     taken.push([x, y]);
-    svg.append(point(state, view.token, { fill: color(isHere ? "--orange" : "--blue"), r: isHere ? 7 : 4, tabindex: 0, role: "img", "aria-label": `state ${state}` }),
+    svg.append(point(state, view.token, { fill: color(isHere ? "--orange" : "--blue"), r: isHere ? 7 : 4 }),
       shape("text", { x, y: y + 4, "text-anchor": "middle", class: isHere ? "strong" : "" }, String(state)));
   }
+  oneStop($("path"));
 }
 // Of twelve places around a point the one that is farthest from all that is taken.
 function freePlace([x, y], taken) {
@@ -541,6 +545,7 @@ function drawNorm() {
     shape("path", { d: line(view.token), fill: "none", stroke: color("--blue"), "stroke-width": 2 }));
   norms.forEach((row, state) => svg.append(dot2(across(state), up(row[view.token]), exact(row[view.token]),
     `length of ${place(view.token)} in state ${state}`, { fill: color(state === view.state ? "--orange" : "--blue"), r: state === view.state ? 6 : 4 })));
+  oneStop($("norm"));
   const points = floats(text().points);
   fillTable("path-table", place(view.token), [["state"], ["length"], ["component 1"], ["component 2"]], everyState.map((state) => {
     const told = `state ${state} of ${place(view.token)}`, at = 2 * (state * T + view.token);
@@ -598,6 +603,7 @@ function drawSenseChart(pairs, cosines) {
     svg.append(shape("path", { d: `M${cosines.map((row, state) => `${across(state).toFixed(1)} ${up(row[n]).toFixed(1)}`).join("L")}`, fill: "none", "stroke-width": 2, ...hue(n) }));
     cosines.forEach((row, state) => svg.append(dot2(across(state), up(row[n]), exact(row[n]), senseLabel(state, pair), { fill: hue(n).stroke })));
   });
+  oneStop($("senses"));
   $("senses").append(element("p", { class: "legend" }, ...pairs.map(([a, b], n) => element("span", {},
     shape("svg", { viewBox: "0 0 28 8", width: 28, height: 8, "aria-hidden": "true" }, shape("path", { d: "M0 4H28", "stroke-width": 3, ...hue(n) })), ` ${a + 1} and ${b + 1}`))));
 }
@@ -620,7 +626,7 @@ function drawMask() {
     header(String(state)), ...Array.from({ length: guesses.count }, (_, n) => {
       const at = (state * T + view.token) * guesses.count + n, piece = data.pieces[ids[at]];
       return fill(cell(chances[at], `state ${state} at ${place(view.token)}, probability of ${piece}`, ""),
-        { "data-copy": `${piece}\t${exact(chances[at])}` }, [name(piece), element("small", {}, percent(chances[at]))]);
+        { "data-copy": `${piece}\t${exact(chances[at])}`, "aria-label": `${piece}, ${exact(chances[at])}` }, [name(piece), element("small", {}, percent(chances[at]))]);
     })]));
 }
 
@@ -699,6 +705,8 @@ function start() {
   window.addEventListener("resize", () => { if (width !== window.innerWidth) { width = window.innerWidth; change({ size: true }); } });
   rove($("strip"));
   rove($("overview"), () => A);
+  for (const table of document.querySelectorAll("table")) rove(table, () => table.querySelectorAll("tbody tr:first-child [data-value]").length);
+  for (const chart of document.querySelectorAll(".chart")) rove(chart, () => chart.id === "senses" ? L + 1 : 1);
   about();
   change({ ...view, token: firstToken(), word: repeated[0]?.[0] ?? "" });
 }

@@ -257,6 +257,12 @@ class Browser:
         rows: list[list[str]] = self.run(script, name)
         return rows
 
+    def attributes(self, selector: str, name: str) -> list[str]:
+        script = """return [...document.querySelectorAll(arguments[0])].map((found) =>
+            found.getAttribute(arguments[1]));"""
+        values: list[str] = self.run(script, selector, name)
+        return values
+
     def column(self, name: str, number: int) -> np.ndarray:
         return np.array([float(row[number]) for row in self.table(name)])
 
@@ -296,6 +302,8 @@ def chromium() -> Iterator[Browser]:
     driver = webdriver.Chrome(options=options, service=Service(driver_path))
     allowed = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
     driver.execute_cdp_cmd("Browser.grantPermissions", allowed)
+    # Else a page has the focus only some time after it was loaded.
+    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     yield Browser(driver, By, Keys)
     driver.quit()
 
@@ -516,7 +524,7 @@ def test_path_and_length(browser: Browser, page: Path, bert: Bert) -> None:
     shown = np.array([[float(row[2]), float(row[3])] for row in browser.table("path-table")])
     assert np.array_equal(shown.astype(np.float32), points[:, 5])
     circles = browser.run(
-        """return [...document.querySelectorAll("#path circle[tabindex]")].map(
+        """return [...document.querySelectorAll("#path circle[role]")].map(
         (c) => [c.dataset.value, +c.getAttribute("cx"), +c.getAttribute("cy")])"""
     )
     assert [[float(n) for n in value.split(", ")] for value, _, _ in circles] == shown.tolist()
@@ -645,7 +653,8 @@ def test_with_the_keyboard_alone(browser: Browser, page: Path) -> None:
         assert stop[1] or stop[0] is None, f"nothing shows that {stop[0]} has the focus"
     in_order = list(dict.fromkeys(stops))
     wanted = ["theme", "strip", "overview", "layer", "head", "unit", "filter", "least", "bare"]
-    wanted += ["lines", "matrix", "copy-matrix", "state", "word", "copy"]
+    wanted += ["lines", "matrix", "copy-matrix", "state", "similarity", "path", "norm", "word"]
+    wanted += ["senses-table", "senses", "mask-table", "copy"]
     assert [stop for stop in in_order if stop in wanted] == wanted
     browser.run("document.querySelector('#strip [tabindex=\"0\"]').focus()")
     browser.press(keys.HOME, keys.ARROW_RIGHT, keys.ARROW_RIGHT, keys.ENTER)
@@ -658,6 +667,37 @@ def test_with_the_keyboard_alone(browser: Browser, page: Path) -> None:
     assert browser.text("#head-title") == "Head 3-2"
     browser.press("c")  # copies what the readout has
     assert "nats" in browser.copied()
+
+
+def test_every_number_can_be_reached_and_heard(browser: Browser, page: Path) -> None:
+    """Each table and chart is one stop of the Tab key, and arrows go through its numbers."""
+    browser.open(page)
+    keys = browser.keys
+    browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    for name in ("row-table", "similarity", "path-table", "senses-table", "mask-table"):
+        (stop,) = browser.all(f"#{name} td[tabindex='0']")
+        browser.run("arguments[0].focus()", stop)
+        rows = [[n for n in row[1:] if "." in n or "e" in n] for row in browser.table(name)]
+        assert browser.shown()[1] == rows[0][0]
+        browser.press(keys.ARROW_DOWN)
+        assert browser.shown()[1] == rows[1][0]
+        browser.press(keys.END)
+        assert browser.shown()[1] == rows[-1][-1]
+        browser.press(keys.ARROW_RIGHT, keys.ARROW_UP)
+        assert browser.shown()[1] == rows[-2][-1]
+        heard = browser.attributes(f"#{name} [data-value]", "aria-label")
+        numbers = [number for row in rows for number in row]
+        assert all(said.endswith(n) for said, n in zip(heard, numbers, strict=True)), name
+    for name in ("path", "norm", "senses"):
+        assert len(browser.all(f"#{name} circle[tabindex='0']")) == 1
+        heard = browser.attributes(f"#{name} circle[role=img]", "aria-label")
+        numbers = browser.attributes(f"#{name} circle[role=img]", "data-value")
+        assert all(said.endswith(f": {n}") for said, n in zip(heard, numbers, strict=True))
+        browser.run("arguments[0].focus()", browser.all(f"#{name} circle[role=img]")[0])
+        browser.press(keys.ARROW_RIGHT)
+        assert ": ".join(browser.shown()) == heard[1]
+        browser.press(keys.ENTER)
+        assert browser.copied() == numbers[1]
 
 
 def test_roles_and_names(browser: Browser, page: Path) -> None:
