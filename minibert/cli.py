@@ -153,7 +153,7 @@ def _lens(options: argparse.Namespace) -> None:
     from minibert.shards import write_output
 
     texts = list(_lines(options))
-    page = lens_page(_load(options, "auto"), texts, options.max_length)
+    page = lens_page(_load_with_any_head(options), texts, options.max_length)
     if options.output == "-":
         print(page, end="")
     else:
@@ -287,6 +287,19 @@ def _where(options: argparse.Namespace) -> dict[str, Any]:
     """Options that say where a model is, as arguments; those that the command has."""
     names = ("revision", "local_files_only", "allow_pickle")
     return {name: value for name, value in vars(options).items() if name in names}
+
+
+def _load_with_any_head(options: argparse.Namespace) -> Any:
+    """With the head that was asked for; on "auto" one that cannot be had is told and left out."""
+    if options.head != "auto":
+        return _load(options, None if options.head == "none" else options.head)
+    _files(options)  # what the Hub lacks is not tried twice
+    try:
+        return _load(options, "auto")
+    except CheckpointError as error:
+        bert = _load(options, None)  # raises what is not the head's fault
+        print(f"minibert: {error}; the page is made without", file=sys.stderr)
+        return bert
 
 
 def _files(options: argparse.Namespace) -> ModelFiles:

@@ -614,7 +614,7 @@ function drawMask() {
   const guesses = text().guesses;
   $("mask-body").hidden = guesses === null;
   if (guesses === null) {
-    $("mask-note").textContent = "This model has no masked-LM head, so it has no say in this. A model for masked words has one.";
+    $("mask-note").textContent = "The model was loaded without a masked-LM head, so it has no say in this. Where its file has one, minibert lens --head masked-lm reads it.";
     return;
   }
   const masks = text().tokens.map((token, n) => [token, n]).filter(([token]) => token === "[MASK]");

@@ -143,6 +143,9 @@ def _add_texts(command: argparse.ArgumentParser, name: str) -> None:
         page = "the page; one that is there is replaced; - is the output"
         command.add_argument("-o", "--output", metavar="PAGE", required=True, help=page)
         command.add_argument("--max-length", type=int, metavar="N", help="cut texts to N tokens")
+        head = "what says [MASK]: auto (what config.json names, if it can be had; default)"
+        heads = ["auto", "none", "masked-lm"]
+        command.add_argument("--head", choices=heads, default="auto", help=head)
     if name == "fill":
         count = "how many candidates (default: 5, or all targets)"
         command.add_argument("--top-k", type=int, metavar="N", help=count)

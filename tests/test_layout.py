@@ -76,7 +76,7 @@ BUDGETS = {
     "instance_files": 260,
     "pretraining": 250,
     "options": 310,
-    "cli": 330,
+    "cli": 335,
 }
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {

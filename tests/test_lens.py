@@ -201,6 +201,46 @@ def test_the_command_reads_the_head_of_the_model(tmp_path: Path) -> None:
     assert data["texts"][0]["guesses"]["count"] == 5
 
 
+def test_the_command_goes_on_without_a_head_that_it_cannot_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, page = tmp_path / "model", tmp_path / "page.html"
+    minibert.save(random_bert_with("masked-lm"), folder)
+    text = (folder / "config.json").read_text()
+
+    def run(*options: str) -> tuple[int, str, Any]:
+        page.unlink(missing_ok=True)
+        code = main(["lens", "--model", str(folder), "a [MASK]", "-o", str(page), *options])
+        told = capsys.readouterr().err
+        return code, told, page.exists() and data_of(page.read_text())["model"]["head"]
+
+    assert run() == (0, "", "masked-lm")
+    assert run("--head", "none") == (0, "", None)
+    (folder / "config.json").write_text(text.replace("BertForMaskedLM", "BertLMHeadModel"))
+    code, told, head = run()
+    assert (code, head) == (0, None)
+    assert (
+        "['BertLMHeadModel'], a head that minibert does not have; the page is made without" in told
+    )
+    assert told.count("\n") == 1
+    assert run("--head", "auto")[:2] == (0, told)
+    assert run("--head", "masked-lm") == (0, "", "masked-lm")
+    (folder / "config.json").write_text(text)
+    minibert.save(make_bert(), tmp_path / "bare")
+    shutil.copy(tmp_path / "bare" / "model.safetensors", folder)
+    code, told, head = run()
+    assert (code, head) == (0, None)
+    assert "has no masked-lm head" in told
+    code, told, head = run("--head", "masked-lm")
+    assert (code, head) == (1, False)
+    (folder / "model.safetensors").unlink()  # not the head's fault
+    code, told, head = run()
+    assert (code, head, told.count("\n")) == (1, False, 1)
+    assert "without" not in told
+    with pytest.raises(SystemExit):
+        run("--head", "question-answering")
+
+
 # ---- In a browser
 
 
@@ -623,7 +663,7 @@ def test_without_a_head_it_says_so(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text(lens_page(make_bert(), ["a [MASK]"]), "utf-8")
     browser.open(path)
-    assert "no masked-LM head" in browser.text("#mask-note")
+    assert "loaded without a masked-LM head" in browser.text("#mask-note")
     assert not browser.all("#mask-body")[0].is_displayed()
 
 
