@@ -128,7 +128,10 @@ async function copy(words, told) {
     $("shown").replaceChildren("The browser does not let a page copy; mark this yourself: ", element("b", {}, words));
   }
 }
-const copyShown = () => shown !== null && copy(shown, shown);
+function copyShown() {
+  if (shown === null) $("shown").textContent = "Nothing is shown yet: point at a number first.";
+  else copy(shown, shown);
+}
 function valueAt(event) {
   const at = event.target.closest?.("[data-value]");
   if (at) show(at.dataset.value, at.dataset.label);
@@ -177,7 +180,10 @@ function oneStop(container, stop = container.querySelector(STOPS)) {
 // ---- Tokens
 
 const place = (token) => `${text().tokens[token]} (${token})`;
+const wasCut = ({ tokens, whole }) => tokens.length < whole ? `Cut to ${tokens.length} of its ${whole} tokens: the model read no more.` : "";
 function drawStrip() {
+  $("cut").hidden = wasCut(text()) === "";
+  $("cut").textContent = wasCut(text());
   $("strip").replaceChildren(...text().tokens.map((token, n) => element("button", {
     type: "button", class: `${text().added[n] ? "added" : ""} ${text().segments[n] ? "second" : ""}`,
     "aria-label": `${token}, token ${n}`, onclick: () => choose(n),
@@ -199,9 +205,10 @@ function tell(n) {
     element("div", {}, element("dt", {}, key), element("dd", { dir: "auto" }, String(value)))));
   drawTitle(added[n] ? null : { part: segments[n], start, end });
 }
+const orEmpty = (part) => part.trim() === "" ? "(an empty text)" : part;
 function drawTitle(span) {
   $("title").replaceChildren(...text().parts.flatMap((part, n) => {
-    const all = [...part], cut = span?.part === n ? [span.start, span.end] : [0, 0];
+    const all = [...orEmpty(part)], cut = span?.part === n ? [span.start, span.end] : [0, 0];
     const line = element("bdi", { dir: "auto" }, all.slice(0, cut[0]).join(""));
     if (cut[1] > cut[0]) line.append(element("mark", {}, all.slice(...cut).join("")));
     line.append(all.slice(cut[1]).join(""));
@@ -665,10 +672,10 @@ function options(id, choices) {
   $(id).replaceChildren(...choices.map(([value, label]) => element("option", { value }, label)));
 }
 function about() {
-  const { name: model, commit, sha256, head } = data.model, { minibert, torch, python } = data.versions;
+  const { name: model, commit, sha256, head, head_sha256: headHash } = data.model, { minibert, torch, python } = data.versions;
   const rows = [["model", model ?? "not from a file"], ["commit", commit || "none: not from the Hub"], ["encoder and tokenizer", `sha256 ${sha256}`],
-    ["its sizes", `${L} layers, ${A} heads, ${H} numbers a vector`], ["head", head ?? "none"],
-    ...data.texts.map(({ parts }, n) => [data.texts.length > 1 ? `text ${n + 1}` : "text", parts.join(" ||| ")]),
+    ["its sizes", `${L} layers, ${A} heads, ${H} numbers a vector`], ["head", head === null ? "none" : `${head}, sha256 ${headHash}`],
+    ...data.texts.flatMap((one, n) => [[data.texts.length > 1 ? `text ${n + 1}` : "text", one.parts.join(" ||| ")], ...(wasCut(one) ? [["cut", wasCut(one)]] : [])]),
     ["made by", `minibert ${minibert}, torch ${torch}, Python ${python}`],
     ["numbers", "float32, as Bert.states gives them with attentions=True; cosines, lengths, sums over words and means are computed from them in float64"]];
   $("about").replaceChildren(...rows.flatMap(([key, value]) => [element("dt", {}, key), element("dd", {}, name(value))]));
@@ -681,7 +688,7 @@ function paintTheme(isPrinting = false) {
 }
 function start() {
   document.documentElement.dataset.theme = isDark.matches ? "dark" : "light";
-  const short = (parts) => { const whole = parts.join(" ||| "); return whole.length > 60 ? `${whole.slice(0, 60)}…` : whole; };
+  const short = (parts) => { const whole = parts.map(orEmpty).join(" ||| "); return whole.length > 60 ? `${whole.slice(0, 60)}…` : whole; };
   options("text", data.texts.map(({ parts }, n) => [n, `${n + 1}. ${short(parts)}`]));
   options("layer", everyState.slice(1).map((layer) => [layer, layer]));
   options("head", Array.from({ length: A }, (_, n) => [n + 1, n + 1]));

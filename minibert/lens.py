@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from minibert.bert import Bert, States
@@ -44,8 +45,8 @@ def lens_page(bert: Bert, texts: Sequence[str], max_length: int | None = None) -
         HTML, with nothing outside it. The same model and texts give the same page.
 
     Raises:
-        ValueError: if there is no text, one is too long, or the model is in float64, whose numbers
-            the page could not hold exactly.
+        ValueError: if there is no text, one is too long, the model is in float64, whose numbers
+            the page could not hold exactly, or it overflows.
     """
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"texts must be a list of str, and not empty, got {texts!r:.60}")
@@ -53,6 +54,11 @@ def lens_page(bert: Bert, texts: Sequence[str], max_length: int | None = None) -
         raise ValueError("a page has float32 numbers, the model float64: load it as float32")
     pairs = [read_pair(text) for text in texts]
     many = bert.states([text.given for text in pairs], attentions=True, max_length=max_length)
+    for number, one in enumerate(many, start=1):
+        for state, vectors in enumerate(one.hidden_states):
+            if not vectors.isfinite().all():
+                told = f"state {state} of text {number} is not finite: {texts[number - 1]!r:.60}"
+                raise ValueError(f"{told}; the model overflows, and a page has finite numbers")
     size = sum(part.nbytes for one in many for part in _arrays(one)) * 4 // 3
     if size > LARGEST:
         told = f"the page would have {size >> 20} MB, more than browsers open"
@@ -92,6 +98,9 @@ def _describe(bert: Bert) -> dict[str, Any]:
         "commit": source.commit if source else None,
         "sha256": fingerprint(bert),
         "head": bert.head.config.name if bert.head else None,
+        "head_sha256": hashlib.sha256(save(bert.head.state_dict())).hexdigest()
+        if bert.head
+        else None,
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "width": config.hidden_size,
@@ -109,6 +118,7 @@ def _text(bert: Bert, text: Text, states: States, points: Tensor) -> dict[str, A
     return {
         "parts": [part for part in (text.first, text.second) if part is not None],
         "tokens": encoding.tokens,
+        "whole": len(bert.tokenizer.encode(text.first, text.second)),  # tokens, before it was cut
         "ids": encoding.input_ids,
         "segments": encoding.token_type_ids,
         "offsets": encoding.offsets,

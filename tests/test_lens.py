@@ -21,6 +21,7 @@ from minibert.bert import Bert
 from minibert.cli import main
 from minibert.config import BertConfig
 from minibert.edits import ablate_heads, edit
+from minibert.heads import MaskedLMHead
 from minibert.hooks import capture
 from minibert.lens import lens_page
 from minibert.model import BertModel, BertOutput
@@ -105,12 +106,24 @@ def test_rows_to_spare_have_no_piece() -> None:
         assert piece == spare.get(number, PIECES[int(number)])
 
 
+def test_another_head_is_another_model() -> None:
+    one, other = random_bert_with("masked-lm"), random_bert_with("masked-lm")
+    assert isinstance(other.head, MaskedLMHead)
+    with torch.no_grad():
+        other.head.bias[3] += 1
+    made = [data_of(lens_page(bert, ["a"]))["model"] for bert in (one, one, other)]
+    assert made[0] == made[1]
+    assert made[0]["sha256"] == made[2]["sha256"]  # of the encoder
+    assert made[0]["head_sha256"] != made[2]["head_sha256"]
+
+
 @pytest.mark.parametrize("head", [None, "next-sentence"])
 def test_no_guesses_without_a_masked_lm_head(head: str | None) -> None:
     bert = make_bert() if head is None else random_bert_with(head)
     data = data_of(lens_page(bert, ["a [MASK]"]))
     assert data["texts"][0]["guesses"] is None
     assert data["model"]["head"] == head
+    assert (data["model"]["head_sha256"] is None) == (head is None)
 
 
 def test_edits_take_part_and_half_precision_is_exact() -> None:
@@ -142,6 +155,10 @@ def test_wrong_texts(texts: Any, says: str) -> None:
 def test_what_no_page_could_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="load it as float32"):
         lens_page(make_bert(torch.float64), ["a"])
+    huge = make_bert()
+    huge.model.encoder.layers[1].feed_forward_norm.weight.data *= 3e38
+    with pytest.raises(ValueError, match="state 2 of text 1 is not finite: 'a b'"):
+        lens_page(huge, ["a b"])
     monkeypatch.setattr("minibert.lens.LARGEST", 1000)
     with pytest.raises(ValueError, match="more than browsers open; give fewer texts"):
         lens_page(make_bert(), ["a b"])
@@ -179,7 +196,8 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.encode() == first
     arguments = ["lens", "--model", model, "a " * 30, "--max-length", "9", "-o", str(page)]
     assert main(arguments) == 0
-    assert len(data_of(page.read_text())["texts"][0]["tokens"]) == 9
+    (text,) = data_of(page.read_text())["texts"]
+    assert (len(text["tokens"]), text["whole"]) == (9, 32)
     assert main(["lens", "--model", model, "-o", str(page)]) == 2
     with pytest.raises(SystemExit):  # no option that does nothing
         main(["lens", "--model", model, "a", "-o", str(page), "--json"])
@@ -601,6 +619,23 @@ def test_senses_equal_compare(browser: Browser, bert: Bert, tmp_path: Path) -> N
     assert browser.text("h1") == texts[1]
 
 
+def test_a_text_that_is_empty_or_cut_says_so(browser: Browser, bert: Bert, tmp_path: Path) -> None:
+    path = tmp_path / "cut.html"
+    path.write_text(lens_page(bert, ["", "a b am the walrus"], max_length=5), "utf-8")
+    browser.open(path)
+    assert browser.text("h1") == "(an empty text)"
+    assert browser.driver.title == "(an empty text) – minibert lens"
+    choices = [option.text for option in browser.all("#text option")]
+    assert choices == ["1. (an empty text)", "2. a b am the walrus"]
+    assert not browser.all("#cut")[0].is_displayed()
+    browser.click("#copy")
+    assert browser.text("#shown") == "Nothing is shown yet: point at a number first."
+    browser.choose("text", 1)
+    told = "Cut to 5 of its 9 tokens: the model read no more."
+    assert browser.text("#cut") == told
+    assert browser.text("#about").count(told) == 1
+
+
 def test_no_word_comes_twice(browser: Browser, bert: Bert, tmp_path: Path) -> None:
     path = tmp_path / "once.html"
     path.write_text(lens_page(bert, ["a b"]), "utf-8")
@@ -673,7 +708,8 @@ def test_what_made_the_page_is_on_it(browser: Browser, page: Path) -> None:
     assert f"minibert {importlib.metadata.version('minibert-pytorch')}" in about
     assert f"torch {torch.__version__}" in about
     assert " ||| ".join(PAIR) in about
-    assert re.search("sha256 [0-9a-f]{64}", about)
+    hashes = (data_of(page.read_text())["model"][name] for name in ("sha256", "head_sha256"))
+    assert re.findall("sha256 ([0-9a-f]{64})", about) == list(hashes)
     assert "3 layers, 3 heads, 33 numbers a vector" in about
 
 
