@@ -27,6 +27,8 @@ function fill(node, attributes, children) {
   return node;
 }
 const name = (text, tag = "bdi") => element(tag, { dir: "auto" }, text === "" ? "␣" : text);
+// In a sentence, where no element goes: Unicode's marks keep the direction of a token to itself.
+const quoted = (text) => `\u2068${text}\u2069`;
 
 function floats(base64) {
   const bytes = atob(base64), buffer = new Uint8Array(bytes.length);
@@ -179,7 +181,7 @@ function oneStop(container, stop = container.querySelector(STOPS)) {
 
 // ---- Tokens
 
-const place = (token) => `${text().tokens[token]} (${token})`;
+const place = (token) => `${quoted(text().tokens[token])} (${token})`;
 const wasCut = ({ tokens, whole }) => tokens.length < whole ? `Cut to ${tokens.length} of its ${whole} tokens: the model read no more.` : "";
 function drawStrip() {
   $("cut").hidden = wasCut(text()) === "";
@@ -196,10 +198,10 @@ function choose(token) {
 }
 // Where a token comes from: in words below the strip, and marked in the text.
 function tell(n) {
-  const { tokens, ids, word_ids, offsets, segments, added, parts } = text();
+  const { tokens, ids, word_ids, words, offsets, segments, added, parts } = text();
   const [start, end] = offsets[n], from = [...parts[segments[n]]].slice(start, end).join("");
   const rows = [["piece", tokens[n]], ["id", ids[n]], ["token", `${n} of 0 to ${tokens.length - 1}`], ["segment", `${segments[n]}${segments[n] ? ", the second text (dashed)" : ""}`],
-    ["word", added[n] ? "none: added by the tokenizer" : word_ids[n]],
+    ["word", added[n] ? "none: added by the tokenizer" : `${quoted(words.find(({ last }) => n <= last).label)} (word ${word_ids[n]})`],
     ["characters", added[n] ? "none" : `${start} to ${end}`], ["made of", added[n] ? "nothing" : from]];
   $("origin").replaceChildren(...rows.map(([key, value]) =>
     element("div", {}, element("dt", {}, key), element("dd", { dir: "auto" }, String(value)))));
@@ -295,7 +297,7 @@ function drawHead() {
   drawRowTable(all, part);
 }
 function weightLabel(labels, i, j) {
-  return `head ${headName()}, ${labels[i].label} (${i}) reads from ${labels[j].label} (${j})`;
+  return `head ${headName()}, ${quoted(labels[i].label)} (${i}) reads from ${quoted(labels[j].label)} (${j})`;
 }
 function drawLines(all, most, part) {
   const { labels, shown, named, chosen } = part, N = labels.length, LEVELS = 12;
@@ -334,7 +336,7 @@ function drawLines(all, most, part) {
   $("lines").replaceChildren(sides[0], svg, sides[1]);
   sides.forEach((one) => { rove(one); oneStop(one, one.children[Math.max(0, shown.indexOf(chosen))]); });
   if (focused) sides[focused.side].children[focused.row]?.focus();
-  const who = view.pinned ? ` Of ${labels[chosen].label} (${chosen}): blue is what it reads, orange what reads it.` : "";
+  const who = view.pinned ? ` Of ${quoted(labels[chosen].label)} (${chosen}): blue is what it reads, orange what reads it.` : "";
   $("drawn").textContent = `${drawn.length} of ${N * N} weights are shown.${who}${view.bare ? " Without [CLS] and [SEP] a row adds up to less than 1." : ""}`;
 }
 // The line nearest to the pointer, of those that are drawn.
@@ -431,8 +433,9 @@ $("copy-matrix").addEventListener("click", () => {
   copy([["", ...shown.map((j) => labels[j].label)].join("\t"), ...rows].join("\n"), `head ${headName()}, ${shown.length} rows and columns`);
 });
 function drawRowTable(all, { labels, shown, chosen }) {
-  const N = labels.length, own = labels[chosen].label;
-  fillTable("row-table", `Head ${headName()}; ${own} (${chosen})`, [[""], ["place"], [`${own} reads from it`], [`it reads from ${own}`]], shown.map((n) => [
+  const N = labels.length, own = labels[chosen].label, quote = quoted(own);
+  fillTable("row-table", `Head ${headName()}; ${quote} (${chosen})`, [[""], ["place"], [`${quote} reads from it`, `${own} reads from it`],
+    [`it reads from ${quote}`, `it reads from ${own}`]], shown.map((n) => [
     header(labels[n].label), element("td", {}, String(n)),
     cell(all[chosen * N + n], weightLabel(labels, chosen, n)), cell(all[n * N + chosen], weightLabel(labels, n, chosen))]));
 }
@@ -452,7 +455,7 @@ function drawSimilarity() {
   $("similarity-title").textContent = `Cosine of ${place(view.token)} with every token, in state ${view.state}`;
   const rows = data.texts.flatMap(({ tokens }, n) => tokens.map((token, t) => {
     const similarity = cosine(own, vector(n, view.state, t)), where = data.texts.length > 1 ? `, text ${n + 1}` : "";
-    const label = `state ${view.state}, cosine of ${place(view.token)} with ${token} (${t}${where})`;
+    const label = `state ${view.state}, cosine of ${place(view.token)} with ${quoted(token)} (${t}${where})`;
     return [header(token), element("td", {}, `${t}${where}`), cell(similarity, label), element("td", { "data-picture": "" }, bar(similarity))];
   }));
   fillTable("similarity", `State ${view.state}, ${stateName(view.state)}`, [["token"], ["place"], ["cosine"]], rows);
@@ -592,10 +595,10 @@ function drawSenses() {
     return pairs.map(([a, b]) => cosine(means.get(a), means.get(b)));
   });
   drawSenseChart(pairs, cosines);
-  fillTable("senses-table", `Cosines of ${view.word}, by state`, [["state"], ...pairs.map(([a, b]) => [`${a + 1} and ${b + 1}`])], cosines.map((row, state) =>
+  fillTable("senses-table", `Cosines of ${quoted(view.word)}, by state`, [["state"], ...pairs.map(([a, b]) => [`${a + 1} and ${b + 1}`])], cosines.map((row, state) =>
     [header(String(state)), ...row.map((value, n) => cell(value, senseLabel(state, pairs[n])))]));
 }
-const senseLabel = (state, [a, b]) => `state ${state}, cosine of ${view.word} ${a + 1} with ${view.word} ${b + 1}`;
+const senseLabel = (state, [a, b]) => `state ${state}, cosine of ${quoted(view.word)} ${a + 1} with ${quoted(view.word)} ${b + 1}`;
 function meanVector({ n, word }, state) {
   return once(`mean ${n} ${word.first} ${state}`, () => {
     const sum = new Float64Array(H), count = word.last - word.first + 1;
@@ -605,7 +608,7 @@ function meanVector({ n, word }, state) {
 }
 function drawSenseChart(pairs, cosines) {
   const low = Math.min(.5, ...cosines.flat()), span = 1 - low;
-  const { svg, across, up } = frame("senses", { height: 300, title: `Cosines of ${view.word}`, x: stateAxis(), y: { low: low - span * .05, high: 1 + span * .03, title: "cosine" } });
+  const { svg, across, up } = frame("senses", { height: 300, title: `Cosines of ${quoted(view.word)}`, x: stateAxis(), y: { low: low - span * .05, high: 1 + span * .03, title: "cosine" } });
   pairs.forEach((pair, n) => {
     svg.append(shape("path", { d: `M${cosines.map((row, state) => `${across(state).toFixed(1)} ${up(row[n]).toFixed(1)}`).join("L")}`, fill: "none", "stroke-width": 2, ...hue(n) }));
     cosines.forEach((row, state) => svg.append(dot2(across(state), up(row[n]), exact(row[n]), senseLabel(state, pair), { fill: hue(n).stroke })));
@@ -632,7 +635,7 @@ function drawMask() {
   fillTable("mask-table", `At ${place(view.token)}`, [["state"], ...Array.from({ length: guesses.count }, (_, n) => [String(n + 1), `${n + 1}\tprobability`])], everyState.map((state) => [
     header(String(state)), ...Array.from({ length: guesses.count }, (_, n) => {
       const at = (state * T + view.token) * guesses.count + n, piece = data.pieces[ids[at]];
-      return fill(cell(chances[at], `state ${state} at ${place(view.token)}, probability of ${piece}`, ""),
+      return fill(cell(chances[at], `state ${state} at ${place(view.token)}, probability of ${quoted(piece)}`, ""),
         { "data-copy": `${piece}\t${exact(chances[at])}`, "aria-label": `${piece}, ${exact(chances[at])}` }, [name(piece), element("small", {}, percent(chances[at]))]);
     })]));
 }
@@ -689,10 +692,10 @@ function paintTheme(isPrinting = false) {
 function start() {
   document.documentElement.dataset.theme = isDark.matches ? "dark" : "light";
   const short = (parts) => { const whole = parts.map(orEmpty).join(" ||| "); return whole.length > 60 ? `${whole.slice(0, 60)}…` : whole; };
-  options("text", data.texts.map(({ parts }, n) => [n, `${n + 1}. ${short(parts)}`]));
+  options("text", data.texts.map(({ parts }, n) => [n, `${n + 1}. ${quoted(short(parts))}`]));
   options("layer", everyState.slice(1).map((layer) => [layer, layer]));
   options("head", Array.from({ length: A }, (_, n) => [n + 1, n + 1]));
-  options("word", repeated.map(([word, places]) => [word, `${word} (${places.length} times)`]));
+  options("word", repeated.map(([word, places]) => [word, `${quoted(word)} (${places.length} times)`]));
   $("text-choice").hidden = data.texts.length === 1;
   $("state").max = L;
   $("under-title").textContent = `read by ${data.model.name ?? "a BERT"}: ${L} layers of ${A} heads`;

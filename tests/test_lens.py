@@ -24,6 +24,7 @@ from minibert.edits import ablate_heads, edit
 from minibert.heads import MaskedLMHead
 from minibert.hooks import capture
 from minibert.lens import lens_page
+from minibert.loading import new_head
 from minibert.model import BertModel, BertOutput
 from minibert.tokenizer import WordPieceTokenizer
 
@@ -325,7 +326,7 @@ class Browser:
         return np.array([float(row[number]) for row in self.table(name)])
 
     def shown(self) -> tuple[str, str]:
-        label, _, number = self.text("#shown").rpartition(": ")
+        label, _, number = plain(self.text("#shown")).rpartition(": ")
         return label, number
 
     def copied(self) -> str:
@@ -339,6 +340,11 @@ class Browser:
         from selenium.webdriver.support.wait import WebDriverWait
 
         WebDriverWait(self.driver, 20).until(lambda _driver: holds())
+
+
+def plain(text: str) -> str:
+    """Without the marks around tokens that keep a direction of writing to itself."""
+    return re.sub("[\u2068\u2069]", "", text)
 
 
 @pytest.fixture(scope="module")
@@ -417,8 +423,8 @@ def test_tokens(browser: Browser, page: Path, bert: Bert) -> None:
 
     rus = browser.all("#strip button")[6]
     ActionChains(browser.driver).move_to_element(rus).perform()
-    told = {div.text.split("\n")[0]: div.text.split("\n")[1] for div in browser.all("#origin div")}
-    assert (told["piece"], told["id"], told["word"]) == ("##rus", "10", "3")
+    told = dict(plain(div.text).split("\n") for div in browser.all("#origin div"))
+    assert (told["piece"], told["id"], told["word"]) == ("##rus", "10", "walrus (word 3)")
     assert (told["characters"], told["made of"], told["segment"]) == ("12 to 15", "rus", "0")
     assert browser.text("h1 mark") == "rus"
 
@@ -601,7 +607,7 @@ def test_senses_equal_compare(browser: Browser, bert: Bert, tmp_path: Path) -> N
     path.write_text(lens_page(bert, texts), "utf-8")
     expected = bert.compare("walrus", texts).similarity
     browser.open(path)
-    assert browser.all("#word option")[0].text == "walrus (3 times)"
+    assert plain(browser.all("#word option")[0].text) == "walrus (3 times)"
     assert [mark.text for mark in browser.all("#occurrences mark")] == ["walrus"] * 2 + ["WALRUS"]
     for column, (a, b) in enumerate([(0, 1), (0, 2), (1, 2)], start=1):
         shown = browser.column("senses-table", column)
@@ -625,7 +631,7 @@ def test_a_text_that_is_empty_or_cut_says_so(browser: Browser, bert: Bert, tmp_p
     browser.open(path)
     assert browser.text("h1") == "(an empty text)"
     assert browser.driver.title == "(an empty text) – minibert lens"
-    choices = [option.text for option in browser.all("#text option")]
+    choices = [plain(option.text) for option in browser.all("#text option")]
     assert choices == ["1. (an empty text)", "2. a b am the walrus"]
     assert not browser.all("#cut")[0].is_displayed()
     browser.click("#copy")
@@ -771,7 +777,7 @@ def test_every_number_can_be_reached_and_heard(browser: Browser, page: Path) -> 
         assert all(said.endswith(f": {n}") for said, n in zip(heard, numbers, strict=True))
         browser.run("arguments[0].focus()", browser.all(f"#{name} circle[role=img]")[0])
         browser.press(keys.ARROW_RIGHT)
-        assert ": ".join(browser.shown()) == heard[1]
+        assert ": ".join(browser.shown()) == plain(heard[1])
         browser.press(keys.ENTER)
         assert browser.copied() == numbers[1]
 
@@ -870,6 +876,29 @@ def test_text_is_shown_and_not_run(browser: Browser, tmp_path: Path, text: str) 
     assert browser.run("return document.getElementById('title').textContent") == (
         f"{text} a a {text}"
     )
+
+
+def test_a_token_from_right_to_left_stays_in_its_place(browser: Browser, tmp_path: Path) -> None:
+    """Where a sentence of the page has a token, its direction ends with it: Unicode's isolates."""
+    path = tmp_path / "page.html"
+    hebrew = "\u05d0\u05e0\u05d9"
+    model = random_model(dataclasses.replace(ODD, vocab_size=len(PIECES) + 1))
+    tokenizer = WordPieceTokenizer([*PIECES, hebrew], lowercase=True)
+    bert = new_head(Bert(model.config, tokenizer, model), "masked-lm")
+    path.write_text(lens_page(bert, [f"{hebrew} a {hebrew}"]), "utf-8")
+    browser.open(path)
+    browser.click("#strip button", 1)
+    labels = browser.attributes("[data-label]", "data-label")
+    labels += browser.attributes("[aria-label]:not(button, td)", "aria-label")
+    parts = "figcaption, caption, .note, th[scope=col], option"
+    labels += browser.run(
+        "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", parts
+    )
+    browser.run("document.getElementById('matrix').focus()")
+    labels.append(browser.text("#shown"))
+    with_token = [label for label in labels if hebrew in label]
+    assert len(with_token) > 50
+    assert [text for text in with_token if hebrew in re.sub("\u2068.*?\u2069", "", text)] == []
 
 
 def wide_model(positions: int) -> BertModel:
