@@ -59,8 +59,8 @@ function scale() {
     return stops[from].map((c, i) => Math.round(c + (stops[from + 1][i] - c) * (place - from)));
   };
 }
-// Okabe and Ito's colours, as far as they are seen on both papers; then again with dashes.
-const HUES = ["#0b78c0", "#d0620a", "#009e73", "#b5649a", "#8a8a00", "#56a4d9"];
+// Okabe and Ito's colours, darker where they would not be seen on both papers; then again with dashes.
+const HUES = ["#0b78c0", "#d0620a", "#009e73", "#b5649a", "#8a8a00"];
 const hue = (n) => ({ stroke: HUES[n % HUES.length], "stroke-dasharray": ["none", "6 3", "2 3"][Math.floor(n / HUES.length) % 3] });
 
 // ---- What the data says
@@ -290,6 +290,7 @@ function markHead() {
 }
 
 const ROW = 1.6; // rem: the height of a token among the lines, as in lens.css
+const MOST_LINES = 2500; // more would be one area: those of 50 tokens
 function drawHead() {
   const all = weights(), part = shownGroups(), most = all.reduce((a, b) => Math.max(a, b), 0);
   drawLines(all, most, part);
@@ -301,23 +302,28 @@ function weightLabel(labels, i, j) {
 }
 function drawLines(all, most, part) {
   const { labels, shown, named, chosen } = part, N = labels.length, LEVELS = 12;
-  const paths = Array.from({ length: LEVELS }, () => []), ends = [[], []], drawn = [];
+  const paths = Array.from({ length: LEVELS }, () => []), ends = [[], []], found = [];
   shown.forEach((i, row) => shown.forEach((j, column) => {
     const weight = all[i * N + j];
-    if (!isDrawn(weight, i, j, part)) return;
-    drawn.push([row, column, i, j]);
+    if (isDrawn(weight, i, j, part)) found.push([row, column, i, j, weight]);
+  }));
+  const drawn = found.length > MOST_LINES ? found.sort((a, b) => b[4] - a[4]).slice(0, MOST_LINES) : found;
+  for (const [row, column, i, , weight] of drawn) {
     const line = `M0 ${((row + .5) * ROW).toFixed(2)}L100 ${((column + .5) * ROW).toFixed(2)}`;
     // With a token chosen: blue is what it reads, orange what reads it.
     if (view.pinned) ends[i === chosen ? 0 : 1].push([weight, line]);
     else paths[Math.min(LEVELS - 1, Math.floor(weight / most * LEVELS))].push(line);
-  }));
+  }
   const height = shown.length * ROW;
   const svg = shape("svg", { viewBox: `0 0 100 ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   svg.style.height = `${height}rem`;
   const stroke = (d, weight, ink) => svg.append(shape("path", { d, fill: "none", stroke: ink, "vector-effect": "non-scaling-stroke",
     "stroke-width": (.6 + 4 * weight).toFixed(2), "stroke-opacity": (.02 + .98 * weight ** .75).toFixed(3) }));
   paths.forEach((lines, level) => lines.length && stroke(lines.join(""), (level + .5) / LEVELS, color("--blue")));
-  ends.forEach((lines, way) => lines.forEach(([weight, line]) => stroke(line, weight / most, color(way ? "--orange" : "--blue"))));
+  ends.forEach((lines, way) => {
+    const top = Math.max(...lines.map(([weight]) => weight)), ink = color(way ? "--orange" : "--blue");
+    lines.forEach(([weight, line]) => stroke(line, weight / (top || 1), ink));
+  });
   pointAtLines(svg, drawn, all, labels);
   const side = (isReader) => element("div", { class: isReader ? "readers" : "read", role: "toolbar",
     "aria-label": isReader ? "Tokens that read" : "Tokens that are read" }, ...shown.map((n) => {
@@ -336,8 +342,9 @@ function drawLines(all, most, part) {
   $("lines").replaceChildren(sides[0], svg, sides[1]);
   sides.forEach((one) => { rove(one); oneStop(one, one.children[Math.max(0, shown.indexOf(chosen))]); });
   if (focused) sides[focused.side].children[focused.row]?.focus();
-  const who = view.pinned ? ` Of ${quoted(labels[chosen].label)} (${chosen}): blue is what it reads, orange what reads it.` : "";
-  $("drawn").textContent = `${drawn.length} of ${N * N} weights are shown.${who}${view.bare ? " Without [CLS] and [SEP] a row adds up to less than 1." : ""}`;
+  const who = view.pinned ? ` Of ${quoted(labels[chosen].label)} (${chosen}): blue is what it reads, orange what reads it; each has its own scale.` : "";
+  const count = found.length > MOST_LINES ? `The ${MOST_LINES} strongest of ${found.length}` : `${drawn.length} of ${N * N}`;
+  $("drawn").textContent = `${count} weights are shown${found.length > MOST_LINES ? " as lines; choose a token to see all of its" : ""}.${who}${view.bare ? " Without [CLS] and [SEP] a row adds up to less than 1." : ""}`;
 }
 // The line nearest to the pointer, of those that are drawn.
 function pointAtLines(svg, drawn, all, labels) {
@@ -368,27 +375,33 @@ function drawMatrix(all, most, part) {
   const canvas = $("matrix"), room = canvas.parentElement.clientWidth, count = Math.max(1, shown.length);
   const edge = Math.min(90, Math.max(48, room * .24));
   const size = Math.max(4, Math.min(28, Math.floor((room - edge - 2) / count)));
-  const ratio = window.devicePixelRatio || 1, side = edge + size * count + 2;
+  const side = edge + size * count + 2, ratio = Math.min(window.devicePixelRatio, 4000 / side); // what all browsers draw
   canvas.width = canvas.height = Math.round(side * ratio);
   canvas.style.width = canvas.style.height = `${side}px`;
   canvas.setAttribute("aria-label", `Matrix of head ${headName()}, ${count} rows and columns. Arrow keys move, Enter copies the number.`);
   const context = canvas.getContext("2d", { willReadFrequently: true }), paint = scale();
   context.scale(ratio, ratio);
+  const small = element("canvas", { width: count, height: count }), image = context.createImageData(count, count);
   shown.forEach((i, row) => shown.forEach((j, column) => {
     const weight = all[i * N + j];
-    context.globalAlpha = isDrawn(weight, i, j, part) ? 1 : .12;
-    context.fillStyle = `rgb(${paint(weight / most)})`;
-    context.fillRect(edge + column * size, edge + row * size, size, size);
+    image.data.set([...paint(weight / most), isDrawn(weight, i, j, part) ? 255 : 31], 4 * (row * count + column));
   }));
-  context.globalAlpha = 1;
+  small.getContext("2d").putImageData(image, 0, 0);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(small, edge, edge, size * count, size * count);
   context.strokeStyle = color("--line");
   context.strokeRect(edge - .5, edge - .5, size * count + 1, size * count + 1);
-  if (size >= 9) shown.forEach((n, row) => drawMatrixLabels(context, labels[n].label, row, { edge, size, isChosen: n === chosen }));
+  // Where a name has no room, those of every second or n-th token, and of the chosen one.
+  const step = Math.ceil(11 / size), here = shown.indexOf(chosen);
+  shown.forEach((n, row) => {
+    const isNear = here >= 0 && Math.abs(row - here) < step;
+    if (isNear ? row === here : row % step === 0) drawMatrixLabels(context, labels[n].label, row, { edge, size, isChosen: n === chosen });
+  });
   matrix = { all, labels, shown, edge, size, N, picture: context.getImageData(0, 0, canvas.width, canvas.height) };
   $("matrix-scale").textContent = `Colour goes with the root of the weight, from 0 to ${exact(most)}, the largest.`;
 }
 function drawMatrixLabels(context, label, row, { edge, size, isChosen }) {
-  context.font = `${isChosen ? "600 " : ""}${Math.min(13, size)}px ${color("--mono")}`;
+  context.font = `${isChosen ? "600 " : ""}${Math.min(13, Math.max(10, size))}px ${color("--mono")}`;
   context.fillStyle = color(isChosen ? "--blue" : "--ink");
   context.textBaseline = "middle";
   let fits = label === "" ? "␣" : label;
@@ -414,6 +427,12 @@ function pointAtCell(row, column) {
   context.strokeRect(edge + cursor.column * size, edge + cursor.row * size, size, size);
   show(exact(all[i * N + j]), weightLabel(labels, i, j));
 }
+// Scroll the matrix so that the cell of the cursor is in it, with one more on each side.
+function showCursor() {
+  const { edge, size } = matrix, box = $("matrix").parentElement;
+  const within = (place, from, room) => Math.max(Math.min(from, edge + (place - 1) * size), edge + (place + 2) * size - room);
+  box.scrollTo(within(cursor.column, box.scrollLeft, box.clientWidth), within(cursor.row, box.scrollTop, box.clientHeight));
+}
 function cellBelow(event) {
   const box = $("matrix").getBoundingClientRect(), { edge, size, shown } = matrix;
   const row = Math.floor((event.clientY - box.top - edge) / size), column = Math.floor((event.clientX - box.left - edge) / size);
@@ -424,7 +443,7 @@ $("matrix").addEventListener("click", (event) => { const at = cellBelow(event); 
 $("matrix").addEventListener("focus", () => pointAtCell(cursor.row, cursor.column));
 $("matrix").addEventListener("keydown", (event) => {
   const step = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key];
-  if (step) { event.preventDefault(); pointAtCell(cursor.row + step[0], cursor.column + step[1]); }
+  if (step) { event.preventDefault(); pointAtCell(cursor.row + step[0], cursor.column + step[1]); showCursor(); }
   if (event.key === "Enter") copyShown();
 });
 $("copy-matrix").addEventListener("click", () => {
@@ -520,7 +539,7 @@ function drawPath() {
     return { low: low - edge, high: high + edge };
   };
   const { svg, across, up } = frame("path", { height: 360, equal: true, title: `The way of ${place(view.token)}`,
-    x: { ...box(0), title: `component 1, ${first} of the variance` }, y: { ...box(1), title: `component 2, ${second}` } });
+    x: { ...box(0), title: `component 1, ${first} of the variance` }, y: { ...box(1), title: `component 2, ${second} of the variance` } });
   const point = (state, token, attributes) => {
     const [x, y] = at(state, token);
     return dot2(across(x), up(y), `${exact(x)}, ${exact(y)}`, `state ${state} of ${place(token)}, components 1 and 2`, attributes);
@@ -607,8 +626,8 @@ function meanVector({ n, word }, state) {
   });
 }
 function drawSenseChart(pairs, cosines) {
-  const low = Math.min(.5, ...cosines.flat()), span = 1 - low;
-  const { svg, across, up } = frame("senses", { height: 300, title: `Cosines of ${quoted(view.word)}`, x: stateAxis(), y: { low: low - span * .05, high: 1 + span * .03, title: "cosine" } });
+  const all = cosines.flat(), low = Math.min(1, ...all), high = Math.max(low, ...all), edge = Math.max(.01, (high - low) * .05);
+  const { svg, across, up } = frame("senses", { height: 300, title: `Cosines of ${quoted(view.word)}`, x: stateAxis(), y: { low: low - edge, high: high + edge, title: "cosine" } });
   pairs.forEach((pair, n) => {
     svg.append(shape("path", { d: `M${cosines.map((row, state) => `${across(state).toFixed(1)} ${up(row[n]).toFixed(1)}`).join("L")}`, fill: "none", "stroke-width": 2, ...hue(n) }));
     cosines.forEach((row, state) => svg.append(dot2(across(state), up(row[n]), exact(row[n]), senseLabel(state, pair), { fill: hue(n).stroke })));

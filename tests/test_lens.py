@@ -505,6 +505,64 @@ def test_a_click_to_pin_takes_no_longer_than_to_draw(browser: Browser, page: Pat
     assert max(each["ranges"][0]["count"] for each in functions) < 4 * 17**2
 
 
+def test_the_overview_is_of_every_head(browser: Browser, page: Path, bert: Bert) -> None:
+    attentions = bert.states(PAIR, attentions=True).attentions
+    assert attentions is not None
+    browser.open(page)
+    pixels = browser.run(
+        """return [...document.querySelectorAll("#overview canvas")].map((canvas) =>
+        [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]);"""
+    )
+    light = np.array(pixels).reshape(9, 17 * 17, 4)[..., :3].sum(axis=-1)
+    for shades, weights in zip(light, attentions.flatten(2).flatten(0, 1).numpy(), strict=True):
+        assert (np.diff(shades[weights.argsort()]) <= 0).all()
+        assert shades.min() < 250 < 450 < shades.max()
+    told = browser.run(
+        """return [...document.querySelectorAll("#overview button")].map((button) => {
+            button.focus();
+            return document.getElementById("shown").textContent; });"""
+    )
+    shown = np.array([re.findall(r": (\S+) nats, (\S+) tokens", text)[0] for text in told])
+    read = attentions.double().flatten(0, 1)
+    entropy = torch.special.entr(read).sum(-1).mean(-1)
+    places = torch.arange(17)
+    distance = (read * (places[:, None] - places).abs()).sum(-1).mean(-1)
+    assert shown.astype(float) == pytest.approx(torch.stack([entropy, distance], 1).numpy())
+    assert told[5].startswith("head 2-3, mean entropy")
+
+
+LINES = """const paths = document.querySelectorAll(".lines svg path[stroke-opacity]");
+    return [...paths].flatMap((path) => {
+        const found = path.getAttribute("d").matchAll(/M0 ([^L]+)L100 ([^M]+)/g);
+        const opacity = path.getAttribute("stroke-opacity"), ink = path.getAttribute("stroke");
+        return [...found].map(([, left, right]) =>
+            [left / 1.6 - .5, right / 1.6 - .5, +opacity, ink === color("--blue")]);
+    });"""
+
+
+def test_lines_go_from_what_reads_to_what_is_read(browser: Browser, page: Path, bert: Bert) -> None:
+    attentions = bert.states(PAIR, attentions=True).attentions
+    assert attentions is not None
+    head = attentions[1, 0].numpy()
+    browser.open(page)
+    lines = np.array(browser.run(LINES))
+    left, right = lines[:, :2].round().astype(int).T
+    assert len(set(zip(left, right, strict=True))) == 17 * 17
+    assert (np.diff(lines[head[left, right].argsort(), 2]) >= 0).all()
+    assert lines[:, 3].all()
+    browser.click("#strip button", 11)
+    lines = np.array(browser.run(LINES))
+    left, right = lines[:, :2].round().astype(int).T
+    is_blue = lines[:, 3] == 1
+    assert (is_blue == (left == 11)).all()
+    assert (right[~is_blue] == 11).all()
+    assert (is_blue.sum(), (~is_blue).sum()) == (17, 16)
+    for way in (is_blue, ~is_blue):
+        opacity = lines[way, 2][head[left[way], right[way]].argsort()]
+        assert (np.diff(opacity) >= 0).all()
+        assert opacity[-1] == 1  # the strongest of each way can be seen
+
+
 def test_words_by_clarks_rule(browser: Browser, page: Path, bert: Bert) -> None:
     states = bert.states(PAIR, attentions=True)
     assert states.attentions is not None
@@ -599,6 +657,74 @@ def test_path_and_length(browser: Browser, page: Path, bert: Bert) -> None:
     assert f"component 1, {100 * data['projection'][0]:.0f}% of" in browser.run(
         "return document.querySelector('#path').textContent"
     )
+
+
+CIRCLES = """return [...document.querySelectorAll(arguments[0])].map((circle) => [
+    ...circle.dataset.value.split(", ").slice(0, 2), circle.getAttribute("cx"),
+    circle.getAttribute("cy")].map(Number));"""
+CORNERS = """return [...document.querySelectorAll(arguments[0])].map((path) =>
+    path.getAttribute("d").slice(1).split("L").map((corner) => corner.split(" ").map(Number)));"""
+
+
+def is_straight(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether y goes with x as on an axis: a line, to the rounding of what is drawn."""
+    found = np.polyfit(x, y, 1)
+    return bool(np.abs(np.polyval(found, x) - y).max() < 0.1 and found[0] != 0)
+
+
+def test_charts_show_their_numbers(browser: Browser, page: Path, bert: Bert) -> None:
+    states = bert.states(PAIR, attentions=True).hidden_states.double()
+    points = floats(data_of(page.read_text())["texts"][0]["points"]).reshape(STATES, 17, 2)
+    browser.open(page)
+    browser.choose("state", 1)
+    browser.click("#strip button", 5)
+    others = np.array(browser.run(CIRCLES, "#path circle[aria-hidden]"))
+    assert np.array_equal(others[:, :2].astype(np.float32), np.delete(points[1], 5, axis=0))
+    own = np.array(browser.run(CIRCLES, "#path circle[role]"))
+    dots = np.concatenate([others, own])
+    assert is_straight(dots[:, 0], dots[:, 2])
+    assert is_straight(dots[:, 1], dots[:, 3])
+    (way,) = browser.run(CORNERS, "#path path[stroke-width='2']")
+    assert np.array(way) == pytest.approx(own[:, 2:], abs=0.06)
+    dots = np.array(browser.run(CIRCLES, "#norm circle"))
+    lengths = states[:, 5].norm(dim=-1).numpy()
+    assert is_straight(lengths, dots[:, -1])
+    (line,) = browser.run(CORNERS, "#norm path[stroke-width='2']")
+    assert np.array(line) == pytest.approx(dots[:, -2:], abs=0.06)
+    # A bar begins in the middle, and goes to the left below 0.
+    browser.choose("state", 0)
+    bars = browser.run(
+        """return [...document.querySelectorAll("#similarity rect")].map((bar) =>
+        [+bar.getAttribute("x"), +bar.getAttribute("width"),
+         bar.getAttribute("fill") === color("--blue")]);"""
+    )
+    cosines = browser.column("similarity", 2)
+    assert (cosines < -0.05).any()
+    ends = [50 + 50 * min(cosine, 0) for cosine in cosines]
+    assert np.array([bar[0] for bar in bars]) == pytest.approx(np.array(ends))
+    assert np.array([bar[1] for bar in bars]) == pytest.approx(50 * np.abs(cosines))
+    assert [bar[2] for bar in bars] == list(cosines >= 0)
+
+
+def test_each_pair_of_senses_has_a_line_of_its_own(
+    browser: Browser, bert: Bert, tmp_path: Path
+) -> None:
+    path = tmp_path / "senses.html"
+    path.write_text(lens_page(bert, ["a a i a a am a a"]), "utf-8")
+    browser.open(path)
+    lines = browser.run(CORNERS, "#senses > svg path[stroke-width='2']")
+    dots = np.array(browser.run(CIRCLES, "#senses circle"))
+    assert np.array(lines) == pytest.approx(dots[:, -2:].reshape(15, STATES, 2), abs=0.06)
+    assert is_straight(dots[:, 0], dots[:, -1])
+    assert np.ptp(dots[:, -1]) > 200  # of 242: they fill the chart
+    styles = browser.run(
+        """const style = (path) =>
+            `${path.getAttribute("stroke")} ${path.getAttribute("stroke-dasharray")}`;
+        return ["#senses > svg path[stroke-width='2']", "#senses .legend path"].map((which) =>
+            [...document.querySelectorAll(which)].map(style));"""
+    )
+    assert len(set(styles[0])) == 15
+    assert styles[0] == styles[1]
 
 
 def test_senses_equal_compare(browser: Browser, bert: Bert, tmp_path: Path) -> None:
@@ -833,12 +959,16 @@ def test_both_themes_and_print(browser: Browser, page: Path) -> None:
 
 def test_both_themes_can_be_read() -> None:
     """Text has a contrast of 4.5 to 1, graphics of 3 to 1: WCAG 2, 1.4.3 and 1.4.11."""
-    style = (ROOT / "minibert" / "lens.css").read_text()
+    style, script = ((ROOT / "minibert" / f"lens.{kind}").read_text() for kind in ("css", "js"))
     for theme in re.findall(r"^:root[^{]*\{(.*?)\}", style, re.DOTALL | re.MULTILINE):
         colors = dict(re.findall(r"--(\w+): #(\w{6})", theme))
         for name, least in {"ink": 4.5, "soft": 4.5, "blue": 4.5, "orange": 3, "high": 4.5}.items():
             for paper in ("paper", "card", "wash"):
                 assert contrast(colors[name], colors[paper]) >= least, (name, paper)
+        hues = re.findall(r'"#(\w{6})"', script.partition("HUES = [")[2].partition("]")[0])
+        assert len(hues) == len(set(hues)) == 5
+        assert min(contrast(hue, colors["paper"]) for hue in hues) >= 3
+        assert min(contrast(colors["edge"], colors[paper]) for paper in ("paper", "card")) >= 3
 
 
 def contrast(first: str, second: str) -> float:
@@ -939,6 +1069,33 @@ def test_any_text_at_any_width(browser: Browser, tmp_path: Path, kind: str, widt
         states.hidden_states[1, token].double(), states.hidden_states[1].double(), dim=-1
     )
     assert browser.column("similarity", 2) == pytest.approx(expected.numpy(), abs=1e-14)
+    if len(states.tokens) == 512:
+        judge_a_long_text(browser)
+
+
+def judge_a_long_text(browser: Browser) -> None:
+    browser.choose("unit", "tokens")
+    browser.click("#unpin")
+    assert browser.text("#drawn").startswith("The 2500 strongest of 262144 weights are shown")
+    assert len(browser.run(LINES)) == 2500
+    # The names beside the matrix: some, with room between them.
+    ink = browser.run(
+        """const { edge, size } = matrix;
+        const context = document.getElementById("matrix").getContext("2d");
+        const { data } = context.getImageData(0, edge, edge - 3, 512 * size);
+        const rows = Array.from({ length: 512 * size }, (_, y) =>
+            data.subarray(4 * y * (edge - 3), 4 * (y + 1) * (edge - 3)).some((part) => part > 0));
+        return rows.filter((has, y) => has && !rows[y - 1]).length;"""
+    )
+    assert 100 < ink < 350
+    browser.run("cursor.row = cursor.column = 400; document.getElementById('matrix').focus()")
+    browser.press(browser.keys.ARROW_DOWN, browser.keys.ARROW_RIGHT)
+    assert browser.run(
+        """const { edge, size } = matrix, box = document.getElementById("matrix").parentElement;
+        const at = edge + 401 * size;
+        return box.scrollTop < at && at + size < box.scrollTop + box.clientHeight
+            && box.scrollLeft < at && at + size < box.scrollLeft + box.clientWidth;"""
+    )
 
 
 def test_a_pair_is_no_batch(bert: Bert) -> None:
