@@ -340,6 +340,7 @@ function drawLines(all, most, part) {
   }));
   const sides = [side(true), side(false)], focused = focusIn($("lines"));
   $("lines").replaceChildren(sides[0], svg, sides[1]);
+  $("lines").style.setProperty("--to-a-page", Math.min(1, 30 / shown.length).toFixed(3)); // in print
   sides.forEach((one) => { rove(one); oneStop(one, one.children[Math.max(0, shown.indexOf(chosen))]); });
   if (focused) sides[focused.side].children[focused.row]?.focus();
   const who = view.pinned ? ` Of ${quoted(labels[chosen].label)} (${chosen}): blue is what it reads, orange what reads it; each has its own scale.` : "";
@@ -698,6 +699,7 @@ function about() {
   const rows = [["model", model ?? "not from a file"], ["commit", commit || "none: not from the Hub"], ["encoder and tokenizer", `sha256 ${sha256}`],
     ["its sizes", `${L} layers, ${A} heads, ${H} numbers a vector`], ["head", head === null ? "none" : `${head}, sha256 ${headHash}`],
     ...data.texts.flatMap((one, n) => [[data.texts.length > 1 ? `text ${n + 1}` : "text", one.parts.join(" ||| ")], ...(wasCut(one) ? [["cut", wasCut(one)]] : [])]),
+    ["shares of the variance", data.projection.map((share, n) => `component ${n + 1}: ${share}`).join(", ")],
     ["made by", `minibert ${minibert}, torch ${torch}, Python ${python}`],
     ["numbers", "float32, as Bert.states gives them with attentions=True; cosines, lengths, sums over words and means are computed from them in float64"]];
   $("about").replaceChildren(...rows.flatMap(([key, value]) => [element("dt", {}, key), element("dd", {}, name(value))]));
