@@ -200,11 +200,11 @@ function choose(token) {
 function tell(n) {
   const { tokens, ids, word_ids, words, offsets, segments, added, parts } = text();
   const [start, end] = offsets[n], from = [...parts[segments[n]]].slice(start, end).join("");
-  const rows = [["piece", tokens[n]], ["id", ids[n]], ["token", `${n} of 0 to ${tokens.length - 1}`], ["segment", `${segments[n]}${segments[n] ? ", the second text (dashed)" : ""}`],
+  const rows = [["piece", quoted(tokens[n])], ["id", ids[n]], ["token", `${n} of 0 to ${tokens.length - 1}`], ["segment", `${segments[n]}${segments[n] ? ", the second text (dashed)" : ""}`],
     ["word", added[n] ? "none: added by the tokenizer" : `${quoted(words.find(({ last }) => n <= last).label)} (word ${word_ids[n]})`],
-    ["characters", added[n] ? "none" : `${start} to ${end}`], ["made of", added[n] ? "nothing" : from]];
+    ["characters", added[n] ? "none" : `${start} to ${end}`], ["made of", added[n] ? "nothing" : quoted(from)]];
   $("origin").replaceChildren(...rows.map(([key, value]) =>
-    element("div", {}, element("dt", {}, key), element("dd", { dir: "auto" }, String(value)))));
+    element("div", {}, element("dt", {}, key), element("dd", {}, String(value)))));
   drawTitle(added[n] ? null : { part: segments[n], start, end });
 }
 const orEmpty = (part) => part.trim() === "" ? "(an empty text)" : part;

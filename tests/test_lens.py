@@ -172,10 +172,15 @@ def test_what_no_page_could_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_sentences_of_bert_base_are_small() -> None:
-    config = BertConfig(vocab_size=len(PIECES))
-    bert = Bert(config, WordPieceTokenizer(PIECES, lowercase=True), BertModel(config).eval())
+    """With the head, and a piece of its own for each of its guesses."""
+    config = BertConfig(vocab_size=3000)
+    pieces = [*PIECES, *(f"piece{number}" for number in range(3000 - len(PIECES)))]
+    model = BertModel(config).eval()
+    bert = new_head(Bert(config, WordPieceTokenizer(pieces, lowercase=True), model), "masked-lm")
     page = lens_page(bert, ["the a walrus b the am . ||| i am the walrus on the b of the a ."])
-    assert len(data_of(page)["texts"][0]["tokens"]) == 25
+    data = data_of(page)
+    assert len(data["texts"][0]["tokens"]) == 25
+    assert len(data["pieces"]) > 100
     assert len(page.encode()) < 3_000_000
 
 
@@ -591,6 +596,12 @@ def test_lines_can_be_filtered_and_read(browser: Browser, page: Path, bert: Bert
     browser.open(page)
     browser.choose("filter", "RUS")
     assert browser.text("#drawn").startswith(f"{289 - 15 * 15} of 289")  # tokens 6 and 14
+    soft = browser.run(
+        """const style = (name, part) => getComputedStyle(document.querySelector(name), part);
+        return [style(".lines .out"), style("#filter", "::placeholder"), style("#unpin")].map(
+            ({ color, opacity }) => `${color} ${opacity}`);"""
+    )
+    assert soft == ["rgb(89, 97, 109) 1"] * 3  # as notes: can be read, but stands back
     browser.choose("filter", "no such token")
     assert browser.text("#drawn").startswith("0 of 289")
     browser.choose("filter", "")
@@ -1057,7 +1068,7 @@ def test_a_token_from_right_to_left_stays_in_its_place(browser: Browser, tmp_pat
     browser.click("#strip button", 1)
     labels = browser.attributes("[data-label]", "data-label")
     labels += browser.attributes("[aria-label]:not(button, td)", "aria-label")
-    parts = "figcaption, caption, .note, th[scope=col], option"
+    parts = "figcaption, caption, .note, th[scope=col], option, dd:not([dir], #about dd)"
     labels += browser.run(
         "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", parts
     )
@@ -1065,6 +1076,7 @@ def test_a_token_from_right_to_left_stays_in_its_place(browser: Browser, tmp_pat
     labels.append(browser.text("#shown"))
     with_token = [label for label in labels if hebrew in label]
     assert len(with_token) > 50
+    assert browser.attributes("#origin dd", "dir") == [None] * 7
     assert [text for text in with_token if hebrew in re.sub("\u2068.*?\u2069", "", text)] == []
 
 
