@@ -1,9 +1,10 @@
 """Where in a text is the answer to a question?
 
-[D18] sections 4.2 and 4.3, by the rules of write_predictions in google-research/bert@1cd50d7
-run_squad.py. But that looks at the best 20 starts and ends of a window, and this at all of them;
-and the answer is the very characters of the context. A long context goes through as windows of 384
-tokens, or what the model reads if that is less; the question stands whole in each.
+[D18] section 4.2 and section 4.3, by the rules of write_predictions in
+google-research/bert@1cd50d7 run_squad.py. But that looks at the best 20 starts and ends of a
+window, and this at all of them; and the answer is the very characters of the context. A long
+context goes through as windows of 384 tokens, or what the model reads if that is less; the question
+stands whole in each.
 
 Read next: bert.py.
 """
@@ -43,7 +44,8 @@ class Search(NamedTuple):
     max_answer_length: the most tokens of one.
     threshold: "" is an answer, too. Its score is that of [CLS], in the window where it is lowest,
         and it is the best answer if that is more than the threshold above every other. With None,
-        "" is none.
+        "" is none. The paper has no windows, and turns the sign: an answer is better than none if
+        its score is more than tau above that of none.
     stride: how many tokens two windows share; None for as many as make them move on by 128.
     """
 

@@ -2,7 +2,7 @@
 
 A document is a list of sentences, and a sentence a list of ids. `InstanceMaker` does with documents
 what Google's create_pretraining_data.py does, draw for draw: the same seed gives the same instances
-([D18] appendix A.2 and A.1). It never holds more than a block of documents: the blocks come one by
+([D18] appendix A.1 and A.2). It never holds more than a block of documents: the blocks come one by
 one from `blocks`, the documents from `read_documents`. Read next: instance_files.py.
 """
 
@@ -64,9 +64,9 @@ class InstanceMaker:
 
     Of the tokens, 15% are to be predicted: 80% of these are masked, 10% become some other piece,
     10% stay ([D18] section 3.1, task 1). B is what follows A in the document half of the time, else
-    from another document (task 2). Not in the paper: a stretch of a single sentence has nothing to
-    follow, so that more than half of all B are random; and a document of ten draws none of which
-    hit another is its own.
+    from another document (task 2). Not in the paper: [CLS] and [SEP] count, too, and 20 are enough;
+    after a single sentence nothing follows, so that more than half of all B are random; and if ten
+    draws do not hit another document, it is the same.
 
     Source: google-research/bert@eedf571 create_pretraining_data.py, whose functions
     create_training_instances, create_instances_from_document, create_masked_lm_predictions and

@@ -1,6 +1,7 @@
 """How a model is trained: `Plan`, the learning rate of each step, and AdamW as BERT uses it.
 
-Follows [D18] appendix A.2 and A.3. Read next: journal.py.
+Follows [D18] appendix A.2 and appendix A.3. The schedule of [V17] section 5.3, equation (3), is
+another: after warm-up it goes down by the root of the step. Read next: journal.py.
 """
 
 import math
@@ -23,7 +24,7 @@ class Plan:
     steps: int
     learning_rate: float = 5e-5  # the highest, at the end of warm-up
     warmup: int = 0  # steps
-    clip: float = 1.0  # the gradient's norm at most
+    clip: float = 1.0  # the gradient's norm at most; as in Google's code, and in no paper
     seed: int = 0  # of dropout
     bfloat16: bool = False  # compute in it where autocast says so; weights stay as they are
     evaluate_every: int = 0  # steps; 0 is at the end only
