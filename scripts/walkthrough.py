@@ -178,9 +178,10 @@ def head_by_hand(x: Tensor, layer: int, head: int) -> tuple[Tensor, Tensor]:
     return probabilities, probabilities @ value
 
 
-HEAD = 4
+HEAD = 4  # in a tensor, where all is counted from 0
+NAME = f"1-{HEAD + 1}"  # to people, as in `minibert plot --head`: layer and head, counted from 1
 probabilities, context = head_by_hand(embedded, layer=0, head=HEAD)
-print(f"\n4. head {HEAD} of the first layer")
+print(f"\n4. head {NAME}")
 agree("probabilities", probabilities, states.attentions[0, HEAD])
 inside = ["encoder.layers.0.attention.context", "encoder.layers.0.attention"]
 with minibert.capture(model, inside) as seen:
@@ -341,7 +342,7 @@ agree("torch's own hook, state 1", caught[0][0], by_hand[1])
 with minibert.edit(model, {"encoder.layers.0.attention.context": minibert.ablate_heads([HEAD])}):
     edited = bert.states(TEXT).hidden_states
 
-agree(f"state 1 without head {HEAD}", layer_by_hand(embedded, 0, without=HEAD), edited[1])
+agree(f"state 1 without head {NAME}", layer_by_hand(embedded, 0, without=HEAD), edited[1])
 moved = (edited[-1] - states.hidden_states[-1]).norm(dim=-1)  # (T,)
 share = moved / states.hidden_states[-1].norm(dim=-1)  # (T,), of each vector's length
 at = int(share.argmax())

@@ -112,9 +112,22 @@ def test_the_walkthrough_agrees_at_every_step() -> None:
     steps = re.findall(r"^(\d+)\. ", result.stdout, re.MULTILINE)
     assert steps == [str(number) for number in range(1, 12)]
     assert result.stdout.count("as minibert, ") == 18
-    cells = re.split(r"^# %%(.*)$", script.read_text(), flags=re.MULTILINE)
-    assert cells[0] == ""
-    assert set(cells[1::2]) == {"", " [markdown]"}
+    # A head is called as by --head and on the page, where layers and heads count from 1.
+    assert re.findall(r"head [\d-]+", result.stdout) == ["head 1-5"] * 2
+
+
+def test_the_walkthrough_is_a_notebook() -> None:
+    """Cells as jupytext and editors read them: each is all text or all code."""
+    script = (ROOT / "scripts" / "walkthrough.py").read_text()
+    before, *cells = re.split(r"^# %%(.*)\n", script, flags=re.MULTILINE)
+    assert before == ""
+    for kind, cell in zip(cells[::2], cells[1::2], strict=True):
+        assert kind in ("", " [markdown]")
+        if kind:
+            text = cell.removesuffix("\n\n")
+            assert all(line.startswith("#") for line in text.splitlines()) or text[:3] == '"""'
+        else:
+            compile(cell, "cell", "exec")
 
 
 @pytest.mark.usefixtures("minilm_folder")
