@@ -146,7 +146,12 @@ def train_model(options: argparse.Namespace) -> None:
     optimizer = {"adamw": adamw, "lamb": lamb}[options.optimizer](model, options.weight_decay)
     micro_batch = min(options.micro_batch, options.batch_size)
     source = steps(instances, options.batch_size, micro_batch, options.seed)
-    identity = f"{instances.identity} {options.batch_size} {micro_batch} {options.seed}"
+    config = bert.config  # of which this is what the weights do not show
+    identity = (
+        f"{instances.identity} in batches of {options.batch_size}, {micro_batch} at once, seed "
+        f"{options.seed}; {config.num_attention_heads} heads, {config.hidden_act}, dropout "
+        f"{config.hidden_dropout_prob} and {config.attention_probs_dropout_prob}"
+    )
     judge = partial(evaluate, model, held_out, micro_batch) if held_out else None
     names = {field.name for field in dataclasses.fields(Plan)}
     plan = Plan(**{name: value for name, value in vars(options).items() if name in names})
