@@ -166,15 +166,17 @@ def columns(options: argparse.Namespace) -> Columns:
     return GLUE[options.glue] if options.glue else asked
 
 
-def fingerprint(lesson: Lesson, options: argparse.Namespace) -> str:
+def fingerprint(lesson: Lesson, options: argparse.Namespace, parts: int) -> str:
     """What a checkpoint must agree with, beside what `train` looks at itself."""
-    digest = hashlib.sha256()
+    head = lesson.bert.head
+    settings = lesson.bert.config, head and head.config  # the weights do not show all of these
+    digest = hashlib.sha256(repr(settings).encode())
     for part in (lesson.train, lesson.dev):
         for feature in part:
             for array in (feature.input_ids, np.array(feature.second), feature.label):
                 digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    size, parts = options.batch_size, options.accumulate
-    return f"{digest.hexdigest()[:16]} in batches of {size}, {parts} parts, seed {options.seed}"
+    told = f"in batches of {options.batch_size}, {parts} parts, seed {options.seed}"
+    return f"{digest.hexdigest()[:16]} {told}"
 
 
 def finetune(options: argparse.Namespace, rank: int, world: int) -> None:
@@ -209,7 +211,7 @@ def finetune(options: argparse.Namespace, rank: int, world: int) -> None:
         patience=options.patience,
     )
     evaluate = lambda: lesson.evaluate(model)  # noqa: E731
-    task = Task(model, loss, batches, fingerprint(lesson, options), evaluate)
+    task = Task(model, loss, batches, fingerprint(lesson, options, parts), evaluate)
     step = train(task, adamw(model, options.weight_decay), plan, options.output / "run")
     if rank == 0:
         save(lesson.bert, options.output / "model")

@@ -187,6 +187,23 @@ def test_finetune_on_two_processes(beginner: Path, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
+def test_finetune_goes_on_with_the_same_run_only(
+    finetune: Run, beginner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes are two parts; and weights alone do not show how many heads there are."""
+    script = import_module("finetune")
+    arguments = ("classify", *write_task(tmp_path, "classify"), tmp_path / "out")
+    arguments += ("--model", beginner, "--batch-size", 60)
+    assert finetune(*arguments, "--accumulate", 2)[0] == 0
+    assert "is of another run" in finetune(*arguments)[2]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *map(str, arguments)])
+    script.finetune(script.parse(), 0, 2)  # of two processes the first, here alone
+    config = json.loads((beginner / "config.json").read_text())
+    config["num_attention_heads"] = 1
+    (beginner / "config.json").write_text(json.dumps(config))
+    assert "is of another run" in finetune(*arguments, "--accumulate", 2)[2]
+
+
 @pytest.mark.parametrize("task", ["classify", "tag"])
 def test_finetune_frozen(finetune: Run, beginner: Path, tmp_path: Path, task: str) -> None:
     paths = write_task(tmp_path, task)
