@@ -16,7 +16,7 @@ from typing import NamedTuple
 from minibert.encoding import Encoding
 from minibert.heads import Head, LinearHead, MaskedLMHead
 from minibert.likelihood import chain, log_probabilities
-from minibert.logits import find_part, logits
+from minibert.logits import find_part, list_texts, logits
 from minibert.model import BertModel
 from minibert.tokenizer import WordPieceTokenizer
 
@@ -70,7 +70,7 @@ def fill(
     part = find_part(head, "masked-lm")
     if top_k is not None and not 1 <= top_k <= len(tokenizer):
         raise ValueError(f"top_k must be from 1 to {len(tokenizer)}, got {top_k}")
-    many = [texts] if isinstance(texts, str) else texts
+    many = list_texts(texts)
     encodings = tokenizer.encode_batch(many)
     places = _find_masks(many, encodings, tokenizer.special_ids["[MASK]"])
     if targets is None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minibert.encoding import Encoding
 from minibert.heads import Head
-from minibert.logits import find_part, logits
+from minibert.logits import find_part, list_texts, logits
 from minibert.model import BertModel
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vectors import TextOrPair
@@ -156,7 +156,7 @@ def tag(
     part = find_part(head, "token-classification")
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation must be one of {AGGREGATIONS}, got {aggregation!r}")
-    many = [texts] if isinstance(texts, str) else texts
+    many = list_texts(texts)
     encodings = tokenizer.encode_batch(many)
     results = []
     for encoding, rows in zip(encodings, logits(model, part, encodings), strict=True):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from minibert.encoding import Encoding
 from minibert.heads import Head, LinearHead, MaskedLMHead
-from minibert.logits import find_part, logits
+from minibert.logits import find_part, list_texts, logits
 from minibert.model import BertModel
 from minibert.tokenizer import WordPieceTokenizer
 
@@ -70,7 +70,7 @@ def pseudo_log_likelihood(
         ValueError: if a text has a [MASK], unit is neither, or the model has no such head.
     """
     part, mask = find_part(head, "masked-lm"), tokenizer.special_ids["[MASK]"]
-    many = [texts] if isinstance(texts, str) else texts
+    many = list_texts(texts)
     encodings = tokenizer.encode_batch(many)
     has_mask = [mask in encoding.input_ids for encoding in encodings]
     if any(has_mask):

@@ -5,7 +5,7 @@ The head then reads the tokens that matter, and no others: for a masked LM each 
 many numbers as the vocabulary has pieces. Read next: likelihood.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -18,6 +18,17 @@ from minibert.model import BertModel, BertOutput
 from minibert.vectors import Reading
 
 _ROWS = 64  # vectors that a head reads at once: 8 MB of logits for 30,522 pieces
+
+
+def list_texts(texts: str | Sequence[str]) -> list[str]:
+    """One text or several as several; a ValueError for pairs, whose offsets would be mixed up."""
+    if isinstance(texts, str):
+        return [texts]
+    many = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, tuple) else [texts]
+    if wrong := [one for one in many if not isinstance(one, str)]:
+        got = type(wrong[0]).__name__
+        raise ValueError(f"texts must be a str or a list of str; no pairs here, got {got}")
+    return [str(one) for one in many]
 
 
 def find_part(head: Head | None, name: str) -> MaskedLMHead | LinearHead:

@@ -130,7 +130,8 @@ def test_a_long_text_is_filled(bert: Bert) -> None:
         ("[MASK]", {"targets": []}, r"targets must be a list of words, got \[\]"),
         ("[MASK]", {"targets": ["a", "ζ"]}, "the target 'ζ' has no pieces in this vocabulary"),
         ("[MASK]", {"targets": [" "]}, "the target ' ' has no pieces in this vocabulary"),
-        (7, {}, "texts must be a list of str or pairs, got int"),
+        (7, {}, "texts must be a str or a list of str; no pairs here, got int"),
+        ([("a [MASK]", "b")], {}, "no pairs here, got tuple"),
     ],
 )
 def test_what_cannot_be_filled(bert: Bert, texts: Any, arguments: Any, says: str) -> None:

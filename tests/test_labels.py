@@ -174,5 +174,7 @@ def test_other_heads_are_refused(tagger: Bert) -> None:
         tagger.next_sentence("a", "b")
     with pytest.raises(ValueError, match=r"aggregation must be one of \('first', 'mean', .*'sum'"):
         tagger.tag("a", "sum")
+    with pytest.raises(ValueError, match="no pairs here, got tuple"):
+        tagger.tag([("i", "am")])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="the head token-classification, got none"):
         Bert(tagger.config, tagger.tokenizer, tagger.model).tag("a")

@@ -40,7 +40,7 @@ BUDGETS = {
     "workers": 110,
     "batches": 170,
     "senses": 120,
-    "logits": 110,
+    "logits": 120,
     "likelihood": 180,
     "fill": 210,
     "labels": 220,

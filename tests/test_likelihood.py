@@ -98,6 +98,10 @@ def test_texts_at_the_edge(bert: Bert) -> None:
 def test_what_cannot_be_asked(bert: Bert) -> None:
     with pytest.raises(ValueError, match=r"text 2 has a \[MASK\]: fill it first"):
         bert.pseudo_log_likelihood(["a", "a [MASK]"])
+    # Elsewhere a tuple is a pair; and offsets do not say of which text of it.
+    for texts in ([("a", "b")], ("a", "b"), ["a", 3], None):
+        with pytest.raises(ValueError, match="texts must be a str or a list of str"):
+            bert.pseudo_log_likelihood(texts)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unit must be 'token' or 'word', got 'sentence'"):
         bert.pseudo_log_likelihood("a", "sentence")
     with pytest.raises(ValueError, match="takes the head masked-lm, got the head next-sentence"):
