@@ -76,6 +76,8 @@ def lamb(model: nn.Module, weight_decay: float = 0.01) -> Lamb:
 
     Not in the paper: which ones. Source: google-research/albert@6ca4dfd lamb_optimizer.py:59-65.
     """
+    if not weight_decay >= 0:  # False for NaN
+        raise ValueError(f"weight_decay must be 0 or more, got {weight_decay}")
     decayed, others = decay_groups(model)
     return Lamb(
         [

@@ -78,7 +78,7 @@ def adamw(
         {"params": [parameter for _, parameter in decayed], "weight_decay": weight_decay},
         {"params": [parameter for _, parameter in others], "weight_decay": 0.0},
     ]
-    return AdamW(groups, betas=betas, eps=epsilon, fused=True)
+    return AdamW(groups, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True)
 
 
 def decay_groups(model: nn.Module) -> tuple[Named, Named]:

@@ -81,6 +81,8 @@ def test_biases_and_norms_are_neither_decayed_nor_adapted() -> None:
     found = {names[id(parameter)] for parameter in others["params"]}
     assert found == {n for n in names.values() if n.endswith("bias") or "norm" in n}
     assert len(found) + len(adapted["params"]) == len(names)
+    with pytest.raises(ValueError, match="weight_decay must be 0 or more, got nan"):
+        lamb(model, weight_decay=float("nan"))
 
 
 def test_what_it_knows_survives_saving() -> None:
