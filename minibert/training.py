@@ -183,7 +183,8 @@ class _Run:
             path = self._journal.checkpoint
             kept = f"{path} is kept" if path.exists() else "there was no checkpoint yet"
             raise FloatingPointError(
-                f"the {what} of step {self.step + 1} is {value}; {kept}; take a lower learning rate"
+                f"the {what} of step {self.step + 1} is {value}; {kept}; take a lower learning "
+                "rate, and another folder"
             )
 
     def _evaluate(self, evaluate: Callable[[], dict[str, float]]) -> None:

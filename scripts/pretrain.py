@@ -142,7 +142,10 @@ def train_model(options: argparse.Namespace) -> None:
     bert = new_model(options, instances)
     local = os.environ.get("LOCAL_RANK", "0")  # of several processes each has a GPU of its own
     place = options.device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
-    model = BertWithHead(bert.model, bert.head).to(place)
+    try:
+        model = BertWithHead(bert.model, bert.head).to(place)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise ValueError(f"device {place!r} cannot be used here: {error}") from error
     optimizer = {"adamw": adamw, "lamb": lamb}[options.optimizer](model, options.weight_decay)
     micro_batch = min(options.micro_batch, options.batch_size)
     source = steps(instances, options.batch_size, micro_batch, options.seed)

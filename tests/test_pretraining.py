@@ -349,6 +349,7 @@ def test_what_cannot_be_is_one_line(made: Path, tmp_path: Path) -> None:
     assert "ask for more" in refused("vocabulary", made / "train.txt", "--size", 9, "--output", new)
     training = ("train", made / "train", "--output", new, *SIZES)
     assert "not a multiple" in refused(*training, "--heads", 5)
+    assert "device 'abacus' cannot be used" in refused(*training, "--device", "abacus")
     assert "cannot read" in refused("train", tmp_path, "--output", new)
     start = ("--start", tmp_path / "folder")
     assert "no file config.json" in refused("train", made / "train", "--output", new, *start)
