@@ -233,6 +233,8 @@ def _cells(
         raise CheckpointError(
             f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, known))}"
         )
+    if twice := [column for column in wanted if known.count(column) > 1]:
+        raise CheckpointError(f"{path} has {known.count(twice[0])} columns {twice[0]}")
     places = [None if column is None else known.index(column) for column in columns]
     for number, row in rows if has_names else _chain(first, rows):
         if len(row) != len(known):

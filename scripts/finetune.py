@@ -25,6 +25,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ def classify(bert: Bert, options: argparse.Namespace) -> Lesson:
 
     def evaluate(model: BertWithHead) -> Metrics:
         predicted = [int(logits.argmax()) for logits in predict(model, dev)]
-        return metrics.of_classes([int(feature.label) for feature in dev], predicted)
+        return metrics.of_classes([int(row.label) for row in dev], predicted, len(labels))
 
     return Lesson(bert, learnt, dev, evaluate, "accuracy")
 
@@ -116,7 +117,7 @@ def tag(bert: Bert, options: argparse.Namespace) -> Lesson:
             for word, number in zip(feature.places, logits.argmax(-1), strict=True):
                 if word >= 0:
                     found[feature.example][word] = tags[number]
-        return metrics.of_tags([sentence.tags for sentence in second], found)
+        return metrics.of_tags([sentence.tags for sentence in second], found, tags)
 
     return Lesson(bert, learnt, dev, evaluate, "accuracy")
 
@@ -183,10 +184,15 @@ def finetune(options: argparse.Namespace, rank: int, world: int) -> None:
     """Train, evaluate and save."""
     torch.manual_seed(options.seed)  # of the new head
     bert = load(options.model, device=options.device)
-    asked = options.max_length or (384 if options.task == "answer" else 128)
-    options.max_length = min(asked, bert.config.max_position_embeddings)
+    most = bert.config.max_position_embeddings
+    if options.max_length is None:
+        options.max_length = min(384 if options.task == "answer" else 128, most)
+    elif options.max_length > most:
+        told = f"--max-length {options.max_length} is more than the {most} tokens"
+        raise ValueError(f"{told} that the model reads")
     lesson = TASKS[options.task](bert, options)
     model = BertWithHead(lesson.bert.model, lesson.bert.head)
+    device = next(model.parameters()).device
     # A step has the same micro-batches however many processes share them, if it has enough.
     parts = -(-max(options.accumulate, world) // world) * world
     lengths = [len(feature.input_ids) for feature in lesson.train]
@@ -194,7 +200,7 @@ def finetune(options: argparse.Namespace, rank: int, world: int) -> None:
     steps = max(1, round(options.epochs * per_epoch))
 
     def loss(_: nn.Module, rows: Sequence[int]) -> tuple[Tensor, int]:
-        return loss_of(model, collate([lesson.train[n] for n in rows], options.device))
+        return loss_of(model, collate([lesson.train[n] for n in rows], device))
 
     def batches(start: int) -> Iterator[list[list[int]]]:
         return grouped(lengths, options.batch_size, parts, options.seed, start)
@@ -249,13 +255,13 @@ def frozen(options: argparse.Namespace) -> None:
     if options.task == "classify":
         check_known(known, [(row.place, row.label) for row in rows])
         found = metrics.of_classes(
-            *(list(map(known.index, side)) for side in (labels[1], predicted))
+            *(list(map(known.index, side)) for side in (labels[1], predicted)), len(known)
         )
     else:
         check_known(known, [(row.place(n), tag) for row in rows for n, tag in enumerate(row.tags)])
         flat = iter(predicted)
         found = metrics.of_tags(
-            [row.tags for row in rows], [list(islice(flat, len(row.tags))) for row in rows]
+            [row.tags for row in rows], [list(islice(flat, len(row.tags))) for row in rows], known
         )
     print(json.dumps({name: round(value, 4) for name, value in found.items()}))
 
@@ -288,12 +294,26 @@ def parse() -> argparse.Namespace:
     add("--evaluate-every", type=int, default=0, help="steps (default: once an epoch)")
     add("--save-every", type=int, default=0, help="steps (default: once an epoch)")
     add("--patience", type=int, default=0, help="stop after so many evaluations without a best one")
-    add("--device", type=torch.device, default=None, help="default: cuda if there is one, or cpu")
+    add("--device", help="default: cuda if there is one, or cpu")
     add("--plot", action="store_true", help="draw OUT/loss.png; needs the extra plot")
     add("--frozen", action="store_true", help="train a classifier on BERT's vectors alone")
     add("--layers", default="-4,-3,-2,-1", help="with --frozen: which states, or all")
     add("--combine", default="concat", help="with --frozen: concat, sum, mean or max")
     options = parser.parse_args()
+    check(parser, options)
+    if options.plot:
+        try:
+            import_module("minibert.plots")  # now, as after hours it would be late
+        except ImportError:
+            parser.error("--plot needs the extra plot: pip install matplotlib")
+    if options.device is None:
+        local = os.environ.get("LOCAL_RANK", "0")
+        options.device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    return options
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Whether the options go together; else the parser says what does not, and exits."""
     if options.frozen == (options.output is not None):
         parser.error("give OUT, or --frozen, which writes nothing")
     idle = [*(OF_TRAINING if options.frozen else OF_FROZEN)]
@@ -304,14 +324,10 @@ def parse() -> argparse.Namespace:
             told = f"{options.task} with{'' if options.frozen else 'out'} --frozen"
             parser.error(f"--{name.replace('_', '-')} plays no part in {told}")
     for name in ("batch_size", "accumulate", "epochs"):
-        if getattr(options, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be more than 0")
+        if not 0 < getattr(options, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be more than 0 and finite")
     if not 0 <= options.warmup <= 1:
         parser.error("--warmup must be from 0 to 1")
-    if options.device is None:
-        local = os.environ.get("LOCAL_RANK", "0")
-        options.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
-    return options
 
 
 def main() -> None:

@@ -20,18 +20,20 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 _SPAN_TAG = re.compile("O|[BIES]-.+")
 
 
-def of_classes(expected: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
+def of_classes(expected: Sequence[int], predicted: Sequence[int], count: int) -> dict[str, float]:
     """Accuracy, F1 and Matthews' correlation.
 
-    F1 is that of class 1 if there are two classes, as in GLUE, else the mean over classes.
+    F1 is that of class 1 if there are two classes, as in GLUE, else the mean over those classes of
+    `count` that came, as scikit-learn has it.
     """
-    two = max(*expected, *predicted) < 2
+    name, average = ("f1", "binary") if count == 2 else ("macro_f1", "macro")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there was one class only, which 0 says
+        matthews = float(matthews_corrcoef(expected, predicted))
     return {
         "accuracy": float(accuracy_score(expected, predicted)),
-        "f1" if two else "macro_f1": float(
-            f1_score(expected, predicted, average="binary" if two else "macro", zero_division=0)
-        ),
-        "matthews": float(matthews_corrcoef(expected, predicted)),
+        name: float(f1_score(expected, predicted, average=average, zero_division=0)),
+        "matthews": matthews,
     }
 
 
@@ -45,14 +47,16 @@ def of_numbers(expected: Sequence[float], predicted: Sequence[float]) -> dict[st
     }
 
 
-def of_tags(expected: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Accuracy by word; for tags such as B-PER, I-PER, O also precision, recall, F1 of spans.
+def of_tags(
+    expected: list[list[str]], predicted: list[list[str]], tags: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy by word; if all tags are as B-PER, I-PER, O also precision, recall, F1 of spans.
 
     Spans are counted as conlleval does: right if both ends and the kind are.
     """
     flat = [list(chain.from_iterable(side)) for side in (expected, predicted)]
     metrics = {"accuracy": float(accuracy_score(*flat))}
-    if all(_SPAN_TAG.fullmatch(tag) for tag in set(flat[0]) | set(flat[1])):
+    if all(map(_SPAN_TAG.fullmatch, tags)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing was found, which 0 says
             metrics["precision"] = float(precision_score(expected, predicted, zero_division=0))

@@ -241,8 +241,14 @@ def test_finetune_says_which_option_plays_no_part(
         ("empty", "train.classify.tsv has no examples"),
         ("one class", "train.classify.tsv has one class only, 'True'"),
         ("missing", "cannot read "),
+        ("twice", "train.classify.tsv has 2 columns text"),
         ("steep", "take a lower learning rate"),
+        ("decay", "weight_decay"),
+        ("device", "device 'abacus' cannot be used here"),
+        ("nothing", "max_length 0 leaves no room"),
+        ("long", "--max-length 99 is more than the 17 tokens that the model reads"),
         ("batch", "--batch-size must be more than 0"),
+        ("epochs", "--epochs must be more than 0 and finite"),
         ("glue", "train.classify.tsv has no column sentence1, sentence2; it has label, text"),
     ],
 )
@@ -259,18 +265,35 @@ def test_finetune_on_bad_input(
         first.write_text("")
     elif change == "one class":
         first.write_text("label\ttext\nTrue\tthe\n")
+    elif change == "twice":
+        first.write_text("label\ttext\ttext\nTrue\tthe\ta\nFalse\ta\tthe\n")
     elif change == "missing":
         first = tmp_path / "nothing.tsv"
     else:
         more = {
             "steep": ("--learning-rate", "1e30"),
+            "decay": ("--weight-decay", "nan"),
+            "device": ("--device", "abacus"),
+            "nothing": ("--max-length", "0"),
+            "long": ("--max-length", "99"),
             "batch": ("--batch-size", "0"),
+            "epochs": ("--epochs", "inf"),
             "glue": ("--glue", "rte"),
         }[change]
     status, _, err = finetune("classify", first, second, tmp_path / "out", "--model", folder, *more)
-    assert status == (2 if change == "batch" else 1)
+    assert status == (2 if change in ("batch", "epochs") else 1)
     assert told in err
-    assert len(err.splitlines()) == 1 or change == "batch"  # and how it is used
+    assert len(err.splitlines()) == 1 or status == 2  # and how it is used
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_finetune_asks_for_matplotlib_before_it_trains(
+    finetune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "minibert.plots", None)  # as if it could not be imported
+    status, _, err = finetune("tag", tmp_path / "a", tmp_path / "b", tmp_path / "out", "--plot")
+    assert status == 2
+    assert "--plot needs the extra plot" in err
 
 
 @pytest.fixture
@@ -304,14 +327,23 @@ def test_squad_by_hand(
 
 
 def test_metrics_by_hand(metrics: ModuleType) -> None:
-    assert metrics.of_classes([1, 1, 0, 0], [1, 0, 0, 0]) == pytest.approx(
+    assert metrics.of_classes([1, 1, 0, 0], [1, 0, 0, 0], 2) == pytest.approx(
         {"accuracy": 0.75, "f1": 2 / 3, "matthews": 2 / 12**0.5}
     )
-    assert metrics.of_classes([0, 1, 2], [0, 1, 1])["macro_f1"] == pytest.approx(5 / 9)
+    assert metrics.of_classes([0, 1, 2], [0, 1, 1], 3)["macro_f1"] == pytest.approx(5 / 9)
     assert metrics.of_numbers([1, 2, 3], [2, 4, 9])["spearman"] == pytest.approx(1)
     assert metrics.of_numbers([1, 2, 3], [2, 4, 9])["pearson"] == pytest.approx(0.970725)
     assert metrics.of_numbers([1, 2], [3, 3]) == {"pearson": 0, "spearman": 0}
-    found = metrics.of_tags([["B-A", "I-A", "O", "B-B"]], [["B-A", "O", "O", "B-B"]])
+    tags = ("B-A", "B-B", "I-A", "O")
+    found = metrics.of_tags([["B-A", "I-A", "O", "B-B"]], [["B-A", "O", "O", "B-B"]], tags)
     assert found == {"accuracy": 0.75, "precision": 0.5, "recall": 0.5, "f1": 0.5}
-    assert metrics.of_tags([["O", "B-A"]], [["O", "O"]])["f1"] == 0
-    assert metrics.of_tags([["NN", "VB"]], [["NN", "NN"]]) == {"accuracy": 0.5}
+    assert metrics.of_tags([["O", "B-A"]], [["O", "O"]], tags)["f1"] == 0
+    assert metrics.of_tags([["NN", "VB"]], [["NN", "NN"]], ("NN", "VB")) == {"accuracy": 0.5}
+
+
+def test_each_evaluation_has_the_same_metrics(metrics: ModuleType) -> None:
+    """They follow from what is trained, not from what there is or what was said; no warnings."""
+    assert metrics.of_classes([0, 1], [0, 0], 3)["macro_f1"] == pytest.approx(1 / 3)
+    assert metrics.of_classes([0, 0], [0, 0], 2) == {"accuracy": 1, "f1": 0, "matthews": 0}
+    assert set(metrics.of_tags([["O"]], [["O"]], ("O", "NN"))) == {"accuracy"}
+    assert "f1" in metrics.of_tags([["B-A"]], [["O"]], ("B-A", "O"))
