@@ -64,8 +64,8 @@ def compare(
     model: BertModel, tokenizer: WordPieceTokenizer, word: str, texts: Sequence[str]
 ) -> Comparison:
     """Compare a word with itself; see Bert.compare."""
-    if isinstance(texts, str):
-        raise ValueError("texts must be a list of str, got one str")
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"texts must be a list of str, and not empty, got {texts!r:.60}")
     occurrences = find_word(word, texts)
     wanted = [
         Text(text, spans=[(start, end) for place, start, end in occurrences if place == number])
@@ -92,13 +92,20 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps({"occurrences": comparison.occurrences, "similarity": rounded})
 
 
+def excerpts(comparison: Comparison, texts: Sequence[str], width: int) -> list[str]:
+    """Each occurrence in brackets, with what stands around it: "I ate an [apple]."."""
+    shown = []
+    for place, start, end in comparison.occurrences:
+        text, room = re.sub(r"\s", " ", texts[place]), max(10, (width - (end - start) - 7) // 2)
+        before, after = text[max(0, start - room) : start], text[end : end + room]
+        shown.append(f"{before}[{text[start:end]}]{after}")
+    return shown
+
+
 def to_text(comparison: Comparison, texts: Sequence[str], width: int) -> str:
     """For people: the occurrences, numbered, and for each layer the similarity of each pair."""
-    lines = []
-    for number, (place, start, end) in enumerate(comparison.occurrences, start=1):
-        text, room = texts[place], max(10, (width - (end - start) - 7) // 2)
-        before, after = text[max(0, start - room) : start], text[end : end + room]
-        lines.append(f"{number:>3}  {before}[{text[start:end]}]{after}")
+    around = enumerate(excerpts(comparison, texts, width), start=1)
+    lines = [f"{number:>3}  {excerpt}" for number, excerpt in around]
     count = len(comparison.occurrences)
     pairs = [(a, b) for b in range(count) for a in range(b)]
     shown = pairs[: max(1, (width - 6) // 8)]

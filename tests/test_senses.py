@@ -7,7 +7,7 @@ import torch
 
 from minibert.bert import Bert
 from minibert.loading import load
-from minibert.senses import Occurrence, find_word, to_json, to_text
+from minibert.senses import Occurrence, excerpts, find_word, to_json, to_text
 
 APPLES = ["I ate an apple.", "Apple released a phone, with an apple on it."]
 
@@ -72,6 +72,13 @@ def test_for_people_and_for_programs(minilm: Bert) -> None:
     assert np.array(record["similarity"]) == pytest.approx(comparison.similarity, abs=1e-6)
 
 
+def test_a_line_each_whatever_the_text_has(folder: Path) -> None:
+    texts = ["a\nb\ta", "b a"]
+    comparison = load(folder).compare("a", texts)
+    assert excerpts(comparison, texts, 80) == ["[a] b a", "a b [a]", "b [a]"]
+
+
 def test_one_text_is_no_list(folder: Path) -> None:
-    with pytest.raises(ValueError, match="texts must be a list of str, got one str"):
-        load(folder).compare("a", "a b a")
+    for texts in ("a b a", []):
+        with pytest.raises(ValueError, match="texts must be a list of str, and not empty, got"):
+            load(folder).compare("a", texts)
