@@ -110,7 +110,8 @@ def _tokenize(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from minibert.senses import to_json, to_text
 
-    texts = list(_lines(options))
+    if not (texts := list(_lines(options))):
+        raise ValueError(f"{options.input} has no text")
     bert = _load(options, None)
     comparison = bert.compare(options.word, texts)
     text = to_text(comparison, texts, shutil.get_terminal_size().columns)
@@ -152,7 +153,8 @@ def _lens(options: argparse.Namespace) -> None:
     from minibert.lens import lens_page
     from minibert.shards import write_output
 
-    texts = list(_lines(options))
+    if not (texts := list(_lines(options))):
+        raise ValueError(f"{options.input} has no text")
     page = lens_page(_load_with_any_head(options), texts, options.max_length)
     if options.output == "-":
         print(page, end="")

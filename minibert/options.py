@@ -138,10 +138,11 @@ def _add_texts(command: argparse.ArgumentParser, name: str) -> None:
     if name == "compare":
         command.add_argument("word", metavar="WORD", help="as it stands in each text, in any case")
     command.add_argument("text", nargs="*", metavar="TEXT", help="a text, as one argument")
-    command.add_argument("--input", metavar="FILE", help="a text a line, UTF-8; - is the input")
+    add = command.add_argument
+    add("--input", type=_name, metavar="FILE", help="a text a line, UTF-8; - is the input")
     if name == "lens":
         page = "the page; one that is there is replaced; - is the output"
-        command.add_argument("-o", "--output", metavar="PAGE", required=True, help=page)
+        add("-o", "--output", type=_name, metavar="PAGE", required=True, help=page)
         command.add_argument("--max-length", type=int, metavar="N", help="cut texts to N tokens")
         head = "what says [MASK]: auto (what config.json names, if it can be had; default)"
         heads = ["auto", "none", "masked-lm"]
@@ -155,9 +156,9 @@ def _add_texts(command: argparse.ArgumentParser, name: str) -> None:
 def _add_bundle(command: argparse.ArgumentParser, name: str) -> None:
     is_new = name == "record"
     told = "where to" if is_new else "what minibert record wrote"
-    command.add_argument("bundle", metavar="FOLDER", help=told)
+    command.add_argument("bundle", type=_name, metavar="FOLDER", help=told)
     if not is_new:
-        command.add_argument("dump", metavar="DUMP", help="safetensors, with the same names")
+        command.add_argument("dump", type=_name, metavar="DUMP", help="safetensors, same names")
 
 
 def _add_plot(command: argparse.ArgumentParser) -> None:
@@ -167,7 +168,7 @@ def _add_plot(command: argparse.ArgumentParser) -> None:
     head = "of attention: LAYER-HEAD, both from 1; in code attentions[LAYER - 1, HEAD - 1]"
     add("--head", type=_head, metavar="N-N", help=head)
     picture = "the picture, .png, .svg or .pdf; one that is there is replaced"
-    add("-o", "--output", metavar="PICTURE", required=True, help=picture)
+    add("-o", "--output", type=_name, metavar="PICTURE", required=True, help=picture)
 
 
 def _add_model(command: argparse.ArgumentParser, name: str) -> None:
@@ -228,7 +229,7 @@ def _add_file_options(command: argparse.ArgumentParser) -> None:
     )
     add = files.add_argument
     where = "NAME.npy (--unit sentence), NAME.jsonl, or a folder for safetensors"
-    add("--output", metavar="WHERE", help=where)
+    add("--output", type=_name, metavar="WHERE", help=where)
     long = """of texts that are longer than the model reads: windows that overlap, truncate, error
     (default: windows)"""
     add("--long", metavar="HOW", help=long)
@@ -273,6 +274,12 @@ def reading_options(options: argparse.Namespace) -> dict[str, Any]:
         "normalize": options.normalize,
         "special_tokens": options.special_tokens,
     }
+
+
+def _name(text: str) -> str:
+    if not text:  # which would mean the current folder
+        raise argparse.ArgumentTypeError("expected a name, got ''")
+    return text
 
 
 def _words(text: str) -> list[str]:

@@ -246,6 +246,12 @@ def test_one_line_for_what_can_be_mended(
         (["extract", "a", "--layers", "--"], "argument --layers: expected one argument"),
         (["tokenize", "a", "--json", "--trace"], "not allowed with argument"),
         (["extract", "a", "--nothing"], "unrecognized arguments: --nothing"),
+        (["lens", "a", "-o", ""], "argument -o/--output: expected a name, got ''"),
+        (["plot", "layers", "a", "-o", ""], "argument -o/--output: expected a name, got ''"),
+        (["extract", "--input", "a", "--output", ""], "argument --output: expected a name, got ''"),
+        (["compare", "a", "--input", ""], "argument --input: expected a name, got ''"),
+        (["record", ""], "argument FOLDER: expected a name, got ''"),
+        (["judge", "a", ""], "argument DUMP: expected a name, got ''"),
     ],
 )
 def test_one_line_for_wrong_use(
@@ -257,6 +263,17 @@ def test_one_line_for_wrong_use(
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["lens", "-o", "{tmp}/a.html"], ["compare", "a"]])
+def test_an_input_without_a_text_is_named(
+    command: list[str], model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").touch()
+    given = [*command, "--input", "{tmp}/empty", "--model", model]
+    assert main([argument.format(tmp=tmp_path) for argument in given]) == 2
+    assert capsys.readouterr().err == f"minibert: {tmp_path}/empty has no text\n"
+    assert not (tmp_path / "a.html").exists()
 
 
 def test_the_hub_out_of_reach_is_one_line(tmp_path: Path) -> None:
