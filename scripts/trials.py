@@ -94,12 +94,13 @@ def nothing() -> None:
     """The subject of a trial that needs none."""
 
 
-def error_of(function: Callable[[], Any]) -> str:
-    """The name of the error that a call raises, if it is one that the docstring promises."""
+def error_of(function: Callable[[], Any], *told: str) -> str:
+    """The name of the error that a call raises, if the docstring promises it; and what it lacks."""
     try:
         function()
     except ValueError as error:
-        return type(error).__name__
+        lacks = [word for word in told if word not in str(error)]
+        return type(error).__name__ + "".join(f" that does not say {word}" for word in lacks)
     return "no error"
 
 
@@ -170,7 +171,7 @@ def try_embeddings(embeddings: nn.Module) -> Trial:
     yield "two sentences in segments 0 to 2", embeddings(ids, ids % 3)
     long = torch.zeros(1, 14, dtype=torch.int64)
     yield "13 tokens, where 13 fit", error_of(lambda: embeddings(long[:, 1:], long[:, 1:]))
-    yield "14 tokens, where 13 fit", error_of(lambda: embeddings(long, long))
+    yield "14 tokens, where 13 fit", error_of(lambda: embeddings(long, long), "14", "13")
     drop(embeddings, 1.0)
     yield "in training, with everything dropped", embeddings(ids, ids * 0)
     with torch.no_grad():
@@ -215,16 +216,17 @@ def try_spans(_: None) -> Trial:
     encoding = Encoding([0] * 11, segments, [1] * 11, tokens, [*offsets, (0, 0)], words, added)
     states = draw((11, 3), "states").numpy()
 
-    def mean(start: int, end: int) -> Tensor:
-        wanted = Text(text, "wal", spans=[(start, end)])
+    def mean(*spans: tuple[int, int]) -> Tensor:
+        wanted = Text(text, "wal", spans=spans)
         return torch.from_numpy(read(Reading(unit="span"), wanted, encoding, states).vectors)
 
-    yield "the mean of 'the'", mean(4, 7)
-    yield "of 'walrus'", mean(8, 14)
-    yield "of 'alru', which begins and ends inside a piece", mean(9, 13)
-    yield "of 'I', where [CLS] and [SEP] have offsets (0, 0)", mean(0, 1)
-    yield "of the whole first text, and nothing of the second", mean(0, 15)
-    yield "of a space, which no token has", error_of(lambda: mean(3, 4))
+    yield "the mean of 'the'", mean((4, 7))
+    yield "of 'walrus'", mean((8, 14))
+    yield "of 'alru', which begins and ends inside a piece", mean((9, 13))
+    yield "of 'I', where [CLS] and [SEP] have offsets (0, 0)", mean((0, 1))
+    yield "of the whole first text, and nothing of the second", mean((0, 15))
+    yield "of 'walrus' and 'the', a row each", mean((8, 14), (4, 7))
+    yield "of a space, which no token has", error_of(lambda: mean((3, 4)))
 
 
 def try_mix(_: None) -> Trial:

@@ -229,6 +229,10 @@ ANSWERS: dict[str, tuple[int, dict[str, str], str]] = {
         3, {"length > most": "length >= most"},
         r"3 of 7 are right: 13 tokens, where 13 fit\n  expected 'no error', got 'ValueError'",
     ),
+    "an error without a number": (
+        3, {'f"{length} tokens are more than': 'f"too many tokens, as'},
+        r"4 of 7 are right: 14 .*\n  .*, got 'ValueError that does not say 14'",
+    ),
     "no dropout of embeddings": (
         3, {"self.dropout(self.norm(summed))": "self.norm(summed)"},
         r"5 of 7 are right: in training, .*\n  .*, as a missing dropout would give",
@@ -251,7 +255,11 @@ ANSWERS: dict[str, tuple[int, dict[str, str], str]] = {
     ),
     "neighbours of a span": (
         6, {"first < end and last > start": "first <= end and last >= start"},
-        r"1 of 6 are right: of 'walrus'\n  3 of 3 numbers differ, .*",
+        r"1 of 7 are right: of 'walrus'\n  3 of 3 numbers differ, .*",
+    ),
+    "the first span only": (
+        6, {"    return groups\n\n\ndef _pool": "    return groups[:1]\n\n\ndef _pool"},
+        r"5 of 7 are right: .* a row each\n  expected shape \(\[2, 3\]\), got \(\[1, 3\]\)",
     ),
     "sums in half precision": (
         7, {"state.float() if state.dtype.itemsize < 4 else state": "state"},
