@@ -1,9 +1,9 @@
 """Pictures for a slide, drawn by matplotlib (the extra `plot`): functions that return the Axes.
 
 Each draws into the Axes that it is given, or into a figure of its own: `axes.figure.savefig(...)`.
-Colours are Okabe and Ito's, and the scales Blues, cividis and purple to orange, which all kinds of
-colour-blindness keep apart; letters are large enough for the last row. States are numbered as in
-names.py; layers and heads from 1, as [Clark et al. 2019] do. Read next: pictures.py.
+Colours are Okabe and Ito's, Blues, cividis and purple to orange, which the colour-blind keep apart.
+Letters are large enough for the last row; what could not be read is a ValueError. States are as in
+names.py; layers and heads are from 1, as in [Clark et al. 2019]. Read next: pictures.py.
 """
 
 import json
@@ -11,20 +11,33 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
+from unicodedata import bidirectional
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
+except ImportError as error:
+    raise ModuleNotFoundError("matplotlib is not installed; pip install matplotlib") from error
+
 from minibert.bert import States
-from minibert.senses import Comparison
+from minibert.senses import Comparison, excerpts
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", ":", "-.")
-_LETTERS = 14  # points, in a figure that is 6 inches wide or more
-_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": _LETTERS - 2}
+_LETTERS, _SMALL = 14, 12  # points, in a figure of 6 to 10 inches: a slide has 13 by 7.5
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": _SMALL, "title_fontsize": _SMALL}
+_LABELS = 28  # along 7 inches, for letters of that size
+_MOST = 128  # rows or columns: each is still 4 points wide
+_FALLBACKS = (  # for letters that matplotlib's own font lacks: on Linux, macOS, Windows
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Arial Unicode MS", "Microsoft YaHei", "Noto Emoji", "Segoe UI Emoji"),
+)
+_Ends = tuple[float | None, float | None]
 _ROW = re.compile(r"^(\S.*?) +(\d+\.\d)%  \((\d+\.\d)% to (\d+\.\d)%\)$", re.MULTILINE)
 
 
@@ -42,45 +55,48 @@ def plot_attention(
     """One head as a matrix: each row reads, each column is read.
 
     Args:
-        attention: (T, T), such as `states.attentions[2, 7]`, which people call head 3-8; or what
-            `word_attention` makes of it.
+        attention: (T, T): `states.attentions[2, 7]` is head 3-8; or what `word_attention` gave.
         tokens: T labels.
         title: above it.
         axes: where to draw.
     """
     if attention.shape != (len(tokens), len(tokens)):
         raise ValueError(f"{len(tokens)} tokens for attention of shape {tuple(attention.shape)}")
-    axes = _axes(axes, max(6.0, 0.4 * len(tokens) + 2.5), max(5.0, 0.4 * len(tokens) + 1.5))
-    _matrix(axes, attention, "Blues", (0.0, attention.max().item()), "attention probability")
+    axes = _matrix(axes, attention, "Blues", (0.0, None), "attention probability")
     _name_ticks(axes, tokens, tokens)
-    axes.set(xlabel="token that is read", ylabel="token that reads", title=title)
+    _name_axes(axes, "token that is read", "token that reads", title)
     return axes
 
 
-def plot_similarity(comparison: Comparison, word: str = "", axes: Axes | None = None) -> Axes:
+def plot_similarity(
+    comparison: Comparison, word: str = "", axes: Axes | None = None, texts: Sequence[str] = ()
+) -> Axes:
     """How alike a word is to itself in other places, layer by layer: a line for each two places.
 
     Args:
         comparison: what `Bert.compare` gave.
         word: for the title.
         axes: where to draw.
+        texts: those that were compared, to show the places in the title.
 
     Raises:
-        ValueError: if the word stands in one place only, so that there is nothing to compare.
+        ValueError: if the word stands in one place, or in so many that lines look alike.
     """
-    pairs = list(combinations(range(len(comparison.occurrences)), 2))
-    if not pairs:
-        raise ValueError("the word stands in one place only; it takes two to compare")
-    axes = _axes(axes, 8.0, 5.0)
+    places = len(comparison.occurrences)
+    pairs = list(combinations(range(places), 2))
+    if not 1 <= len(pairs) <= len(_COLORS) * len(_DASHES):
+        raise ValueError(f"the word stands in {places} places, and 2 to 8 can be drawn apart")
+    shown = excerpts(comparison, texts, 64) if texts else []
+    axes = _axes(axes, 8.0, 5.0 + 0.3 * len(shown))
     layers = range(len(comparison.similarity))
     for number, (a, b) in enumerate(pairs):
-        values = comparison.similarity[:, a, b]
-        axes.plot(layers, values, label=f"{a + 1} and {b + 1}", linewidth=2, **_line(number))
+        axes.plot(comparison.similarity[:, a, b], label=f"{a + 1} and {b + 1}", **_line(number))
     axes.set_xticks(list(layers), ["static", *map(str, layers[1:])])
-    title = f"“{word}” in {len(comparison.occurrences)} places" if word else ""
-    axes.set(xlabel="layer", ylabel="cosine", title=title)
-    legend = axes.legend(title="places", ncols=1 + len(pairs) // 10, **_LEGEND)
-    legend.get_title().set_fontsize(_LETTERS - 2)
+    title = [f"“{isolate(word)}” in {places} places"] if word else []
+    title += [f"{number}  {isolate(around)}" for number, around in enumerate(shown, start=1)]
+    _name_axes(axes, "layer", "cosine", "\n".join(title))
+    columns = 1 + len(pairs) // 15
+    axes.legend(title="places", loc="upper left", bbox_to_anchor=(1, 1), ncols=columns, **_LEGEND)
     return axes
 
 
@@ -110,23 +126,21 @@ def plot_senses(accuracies: Mapping[str, Accuracy], axes: Axes | None = None) ->
             such as "sum of all layers", stand to its right.
         axes: where to draw.
     """
-    axes = _axes(axes, 9.0, 5.0)
+    if not accuracies:
+        raise ValueError("there is no accuracy to draw")
+    axes = _axes(axes, 9.0, 5.5)
     names = sorted(accuracies, key=lambda name: not name.startswith("state "))
     places = list(range(len(names)))
-    values = np.array([accuracies[name] for name in names]) * 100  # (N, 3)
-    share, low, high = values.T
+    share, low, high = np.array([accuracies[name] for name in names]).T * 100  # (N) each
     count = sum(name.startswith("state ") for name in names)
-    axes.plot(places[:count], share[:count], color=_COLORS[0], linewidth=2)
-    interval = [share - low, high - share]
-    axes.errorbar(places, share, interval, fmt="o", color=_COLORS[0], capsize=4)
+    axes.plot(share[:count], **_line(0))
+    axes.errorbar(places, share, [share - low, high - share], fmt="o", color=_COLORS[0], capsize=4)
     axes.axhline(50, color="#767676", linestyle=":", linewidth=1.5)
-    axes.annotate(
-        "chance", (places[-1], 50), (0, 5), textcoords="offset points", ha="right", size=12
-    )
+    axes.text(places[-1], 50, "chance", ha="right", va="bottom", fontsize=_SMALL)
     axes.set_xticks(places, [name.removeprefix("state ") for name in names])
     for label in axes.get_xticklabels()[count:]:
         label.set(rotation=30, ha="right", rotation_mode="anchor")
-    axes.set(xlabel="state", ylabel="right decisions (%), 95% interval")
+    _name_axes(axes, "state", "right decisions (%), 95% interval")
     return axes
 
 
@@ -137,9 +151,9 @@ def plot_layers(states: States, title: str = "", axes: Axes | None = None) -> Ax
     """
     units = torch.nn.functional.normalize(states.hidden_states.double(), dim=-1)  # (L + 1, T, H)
     similarity = torch.einsum("ith,jth->ijt", units, units).mean(dim=-1)
-    axes = _axes(axes, 7.0, 6.0)
-    _matrix(axes, similarity, "cividis", (min(0.0, similarity.min().item()), 1.0), "mean cosine")
-    axes.set(xlabel="state", ylabel="state", title=title)
+    lowest = min(0.0, similarity.min().item())
+    axes = _matrix(axes, similarity, "cividis", (lowest, 1.0), "mean cosine")
+    _name_axes(axes, "state", "state", title)
     return axes
 
 
@@ -151,14 +165,12 @@ def plot_ablation(effects: Tensor, unit: str = "", axes: Axes | None = None) -> 
         unit: of the output, such as "nats".
         axes: where to draw. Layers and heads are numbered from 1.
     """
-    layers, heads = effects.shape
-    axes = _axes(axes, max(6.0, 0.5 * heads + 2), max(4.0, 0.4 * layers + 1.5))
-    most = effects.abs().max().item() or 1.0
+    most = max(effects.abs().flatten().tolist(), default=0.0) or 1.0
     told = f"change of the output ({unit})" if unit else "change of the output"
-    _matrix(axes, effects, "PuOr_r", (-most, most), told)
-    axes.set_xticks(range(heads), [str(number + 1) for number in range(heads)])
-    axes.set_yticks(range(layers), [str(number + 1) for number in range(layers)])
-    axes.set(xlabel="head that is taken out", ylabel="its layer")
+    axes = _matrix(axes, effects, "PuOr_r", (-most, most), told)
+    layers, heads = ([str(number + 1) for number in range(count)] for count in effects.shape)
+    _name_ticks(axes, heads, layers, turn=0)
+    _name_axes(axes, "head that is taken out", "its layer")
     return axes
 
 
@@ -175,11 +187,9 @@ def plot_patching(
     """
     if grid.dim() != 2 or grid.shape[1] != len(tokens):
         raise ValueError(f"{len(tokens)} tokens for a grid of shape {tuple(grid.shape)}")
-    axes = _axes(axes, max(6.0, 0.4 * len(tokens) + 2.5), max(4.0, 0.4 * len(grid) + 2))
-    ends = (grid.min().item(), grid.max().item())
-    _matrix(axes, grid, "cividis", ends, f"output ({unit})" if unit else "output")
+    axes = _matrix(axes, grid, "cividis", (None, None), f"output ({unit})" if unit else "output")
     _name_ticks(axes, tokens, [str(state) for state in range(len(grid))])
-    axes.set(xlabel="token that is patched", ylabel="state")
+    _name_axes(axes, "token that is patched", "state")
     return axes
 
 
@@ -194,20 +204,17 @@ def plot_training(lines: Iterable[str], axes: Axes | None = None) -> Axes:
     Raises:
         ValueError: if a line is neither, or none has a loss.
     """
-    losses, evaluations = _read_log(lines)
+    curves = _read_log(lines)
     axes = _axes(axes, 8.0, 5.0)
-    axes.plot(*zip(*losses, strict=True), color=_COLORS[0], linewidth=2, label="loss")
-    axes.set(xlabel="step", ylabel="loss (nats)")
-    handles = axes.get_legend_handles_labels()[0]
-    if evaluations:
+    handles = axes.plot(*zip(*curves.pop(""), strict=True), label="training loss", **_line(0))
+    _name_axes(axes, "step", "loss (nats)")
+    if curves:
         right = axes.twinx()
-        for number, (name, points) in enumerate(evaluations.items(), start=1):
-            steps, values = zip(*points, strict=True)
-            right.plot(steps, values, label=name, marker="o", **_line(number))
-        right.set_ylabel("evaluation")
+        for number, (name, points) in enumerate(curves.items(), start=1):
+            look = {"label": f"evaluation {name}", "marker": "o", **_line(number)}
+            handles += right.plot(*zip(*points, strict=True), **look)
         right.spines["top"].set_visible(False)
-        _enlarge(right)
-        handles = handles + right.get_legend_handles_labels()[0]
+        _name_axes(right, "", "evaluation")
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, **_LEGEND)
     return axes
 
@@ -217,56 +224,71 @@ def _axes(axes: Axes | None, width: float, height: float) -> Axes:
     if axes is None:
         axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    _enlarge(axes)
     return axes
 
 
-def _enlarge(axes: Axes) -> None:
-    axes.tick_params(labelsize=_LETTERS - 1)
-    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
-        text.set(fontsize=_LETTERS, parse_math=False)
-
-
-def _matrix(axes: Axes, values: Tensor, colors: str, ends: tuple[float, float], told: str) -> None:
-    """A matrix, the first row on top, and the scale of its colours."""
+def _matrix(axes: Axes | None, values: Tensor, colors: str, ends: _Ends, told: str) -> Axes:
+    """A matrix, the first row on top, and the scale of its colours; None is what it has."""
+    rows, columns = values.shape
+    if not 1 <= min(rows, columns) <= max(rows, columns) <= _MOST:
+        raise ValueError(f"{rows} x {columns} cells cannot be read; give 1 to {_MOST} of each")
+    if not values.isfinite().all():
+        raise ValueError("some of the numbers are not finite, and have no colour")
+    axes = _axes(axes, min(max(6, 0.4 * columns + 2.5), 9.5), min(max(5, 0.4 * rows + 1.5), 8.5))
     image = axes.imshow(values.float().cpu().numpy(), colors, vmin=ends[0], vmax=ends[1])
-    figure = axes.get_figure(root=True)
-    if figure is not None:
-        bar = figure.colorbar(image, ax=axes)
-        bar.set_label(told, fontsize=_LETTERS)
-        bar.ax.tick_params(labelsize=_LETTERS - 2)
+    axes.set_aspect("equal" if rows == columns else "auto")
+    bar = axes.figure.colorbar(image, ax=axes)
+    bar.set_label(told, fontsize=_LETTERS)
+    bar.ax.tick_params(labelsize=_SMALL)
+    return axes
 
 
-def _name_ticks(axes: Axes, across: Sequence[str], down: Sequence[str]) -> None:
-    """Labels are text: a dollar sign in them begins no formula."""
-    axes.set_xticks(range(len(across)), across, rotation=90, parse_math=False)
-    axes.set_yticks(range(len(down)), down, parse_math=False)
+def _name_axes(axes: Axes, across: str, up: str, title: str = "") -> None:
+    """Say what stands along each axis, and above; wrapping would measure a "$" as a formula."""
+    axes.tick_params(labelsize=_LETTERS - 1)
+    axes.set_xlabel(across, fontsize=_LETTERS)
+    axes.set_ylabel(up, fontsize=_LETTERS)
+    axes.set_title(title, size=_LETTERS, x=0, ha="left", wrap="$" not in title, **_plain())
+
+
+def _name_ticks(axes: Axes, across: Sequence[str], down: Sequence[str], turn: float = 90) -> None:
+    """Every label, or every n-th where they would touch."""
+    for axis, labels, angle in ((axes.xaxis, across, turn), (axes.yaxis, down, 0.0)):
+        step = -(-len(labels) // _LABELS)
+        short = [label if len(label) < 20 else f"{label[:19]}…" for label in labels[::step]]
+        axis.set_ticks(range(0, len(labels), step), short, rotation=angle, **_plain())
+
+
+def isolate(text: str) -> str:
+    """For a title: what begins from right to left is so by itself, and turns nothing around it."""
+    strong = [kind for kind in map(bidirectional, text) if kind in ("L", "R", "AL")]
+    return f"\u200e\u202b{text}\u202c\u200e" if strong and strong[0] != "L" else text
+
+
+def _plain() -> dict[str, Any]:
+    """How text is drawn: a dollar sign begins no formula, and letters may be of any script."""
+    fonts = ["sans-serif", *(name for name in _FALLBACKS if name in fontManager.get_font_names())]
+    return {"family": fonts, "parse_math": False}
 
 
 def _line(number: int) -> dict[str, Any]:
     """Its colour, and once colours come again, its dashes."""
     dashes = _DASHES[number // len(_COLORS) % len(_DASHES)]
-    return {"color": _COLORS[number % len(_COLORS)], "linestyle": dashes}
+    return {"color": _COLORS[number % len(_COLORS)], "linestyle": dashes, "linewidth": 2}
 
 
-def _read_log(
-    lines: Iterable[str],
-) -> tuple[list[tuple[int, float]], dict[str, list[tuple[int, float]]]]:
-    """The losses, and the evaluations by name: (step, number) each."""
-    losses: list[tuple[int, float]] = []
-    evaluations: dict[str, list[tuple[int, float]]] = {}
+def _read_log(lines: Iterable[str]) -> dict[str, list[tuple[int, float]]]:
+    """(step, number) for each number of the evaluations, by name; the losses have the name ""."""
+    curves: dict[str, list[tuple[int, float]]] = {}
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            step = entry["step"]
-            if "evaluation" in entry:
-                for name, value in entry["evaluation"].items():
-                    evaluations.setdefault(name, []).append((step, float(value)))
-            else:
-                losses.append((step, float(entry["loss"])))
+            told = entry["evaluation"] if "evaluation" in entry else {"": entry["loss"]}
+            for name, value in told.items():
+                curves.setdefault(name, []).append((entry["step"], float(value)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             told = 'expected {"step": 1, "loss": 2.3} or {"step": 1, "evaluation": {"name": 0.5}}'
             raise ValueError(f"line {number} of the log: {told}, got {line[:60]!r}") from error
-    if not losses:
+    if "" not in curves:
         raise ValueError("no line of the log has a loss")
-    return losses, evaluations
+    return curves

@@ -1,17 +1,21 @@
-import builtins
+import logging
 import re
-import sys
+import struct
 from pathlib import Path
 
 import pytest
 from test_plots import PRINTED
 
 from minibert.cli import main
-
-pytest.importorskip("matplotlib", reason="needs matplotlib (extra plot)")
-
 from minibert.loading import load
-from minibert.pictures import Order, draw, save_plot
+
+try:
+    import matplotlib as matplotlib
+except ImportError:
+    pytestmark = pytest.mark.skip(reason="needs matplotlib (extra plot)")  # one by one
+else:
+    from minibert.pictures import Order, draw, draw_file, save_plot
+    from minibert.plots import isolate
 
 STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
@@ -34,6 +38,8 @@ def test_plot(folder: Path, tmp_path: Path, suffix: str, arguments: list[str]) -
         contents.append(path.read_bytes())
     assert contents[0].startswith(STARTS[suffix])
     assert contents[0] == contents[1]  # nothing in it is a date or random
+    if suffix == ".png":  # sharp on a slide, which has some 1920 x 1080 points
+        assert struct.unpack(">I", contents[0][16:20])[0] >= 900
 
 
 def test_plot_senses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +58,23 @@ def test_the_head_that_is_named_is_drawn(folder: Path) -> None:
     assert states.attentions is not None
     axes = draw(bert, Order("attention", ["I am"], (3, 2), Path("a.png")))
     assert (axes.images[0].get_array() == states.attentions[2, 1].numpy()).all()
-    assert axes.get_title() == "head 3-2"
+    assert axes.get_title() == "model: head 3-2"  # by the folder's name
+
+
+@pytest.mark.usefixtures("minilm_folder")
+def test_the_model_and_what_is_drawn_are_named(tmp_path: Path) -> None:
+    bert = load("minilm")
+    axes = draw(bert, Order("layers", ["A long text, " * 9], None, Path("a.png")))
+    assert axes.get_title().startswith("minilm: A long text, A long")
+    axes = draw(bert, Order("similarity", ["b", "a b", "b c"], None, Path("a.png")))
+    assert axes.get_title() == "minilm: “b” in 2 places\n1  a [b]\n2  [b] c"
+    axes = draw(bert, Order("layers", ["שלום"], None, Path("a.png")))
+    assert axes.get_title() == f"minilm: {isolate('שלום')}"
+    printed = tmp_path / "printed.txt"
+    for text, title in ((PRINTED, PRINTED.partition("\n")[0]), (PRINTED.partition("\n")[2], "")):
+        printed.write_text(text)
+        axes = draw_file(Order("senses", [str(printed)], None, Path("a.png")))
+        assert axes.get_title() == title
 
 
 @pytest.mark.parametrize(
@@ -64,9 +86,14 @@ def test_the_head_that_is_named_is_drawn(folder: Path) -> None:
         (["layers", "a", "--head", "1-1", "-o", "a.png"], 2, "the others have none"),
         (["layers", "a", "b", "-o", "{tmp}/a.png"], 2, "each other kind one argument"),
         (["similarity", "a", "-o", "{tmp}/a.png"], 2, "plot similarity takes WORD TEXT"),
-        (["similarity", "a", "a", "-o", "{tmp}/a.png"], 2, "the word stands in one place only"),
+        (
+            ["similarity", "a", "a", "-o", "{tmp}/a.png"],
+            2,
+            "the word stands in 1 places, and 2 to 8",
+        ),
         (["similarity", "i", "a", "-o", "{tmp}/a.png"], 2, "text 1 does not have the word 'i'"),
         (["attention", "a", "--head", "4-1", "-o", "{tmp}/a.png"], 2, "no head 4-1: .* to 3-3"),
+        (["attention", "a " * 600, "--head", "1-1", "-o", "{tmp}/a.png"], 2, "602 tokens are more"),
         (["attention", "a", "--head", "1-0", "-o", "{tmp}/a.png"], 2, "no head 1-0: .* 1-1 to"),
         (["layers", "a", "-o", "{tmp}/no/a.png"], 1, "cannot write .*a.png: No such file"),
         (["senses", "{tmp}/none", "-o", "{tmp}/a.png"], 1, "cannot read .*none: No such file"),
@@ -89,25 +116,22 @@ def test_one_line_for_what_can_be_mended(
     assert not (tmp_path / "a.png").exists()
 
 
-def test_without_matplotlib(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real = builtins.__import__
-
-    def refuse(name: str, *rest: object) -> object:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest)  # type: ignore[arg-type]
-
-    for name in ("minibert.pictures", "minibert.plots"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    assert main(["plot", "layers", "a", "-o", "a.png"]) == 1
-    told = "matplotlib is not installed; pip install 'minibert-pytorch[plot]'"
-    assert capsys.readouterr().err == f"minibert: {told}\n"
-
-
 def test_axes_in_a_figure_are_saved_with_it(tmp_path: Path, folder: Path) -> None:
     axes = draw(load(folder), Order("layers", ["a b"], None, tmp_path / "a.png"))
     save_plot(axes, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_what_no_font_has_is_told_in_one_line(
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "a \U0002ffff \U0003ffff b"  # no characters, so that no font ever has them
+    path = tmp_path / "a.png"
+    with caplog.at_level(logging.WARNING):
+        save_plot(draw(load(folder), Order("layers", [text], None, path)), path)
+    (line,) = [
+        record.getMessage()
+        for record in caplog.records
+        if "font" in record.name + record.getMessage()
+    ]
+    assert line == "no font here has \U0002ffff \U0003ffff; boxes stand there"
