@@ -166,7 +166,7 @@ def _plot(options: argparse.Namespace) -> None:
     try:
         from minibert.pictures import Order, check_order, draw, draw_file, save_plot
     except ImportError as error:
-        told = "matplotlib is not installed; pip install 'minibert-pytorch[plot]'"
+        told = "matplotlib is not installed; pip install matplotlib"
         raise CheckpointError(told) from error
 
     order = Order(options.kind, options.what, options.head, Path(options.output))

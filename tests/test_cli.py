@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -571,3 +572,36 @@ def test_words_and_sentences_to_look_at(model: str, capsys: pytest.CaptureFixtur
     (feature,) = json.loads(capsys.readouterr().out)["features"]
     assert feature["token"] == "I am the walrus"
     assert [layer["index"] for layer in feature["layers"]] == ["-1 * (-1) + 0.5 * (-2)"]
+
+
+def test_without_matplotlib_it_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["matplotlib"] = None  # as if it were not there
+import minibert
+from minibert.cli import main
+print(main(["plot", "layers", "a", "-o", "a.png"]))
+try:
+    minibert.plot_attention
+except ImportError as error:
+    print(error)
+"""
+    told, result = "matplotlib is not installed; pip install matplotlib\n", run_python(code)
+    assert (result.stdout, result.stderr) == (f"1\n{told}", f"minibert: {told}")
+
+
+def test_without_matplotlib_its_tests_skip_one_by_one() -> None:
+    code = """
+import sys
+sys.modules["matplotlib"] = None
+import pytest
+tests = ["tests/test_plots.py", "tests/test_pictures.py"]
+status = pytest.main(["-q", "-p", "no:cacheprovider", "-k", "plots or pictures", *tests])
+status += pytest.main(["-q", "-p", "no:cacheprovider", "--collect-only", "minibert"])
+sys.exit(status)
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stdout
+    skipped = re.search(r"^(\d+) skipped in", result.stdout, re.MULTILINE)
+    assert skipped is not None
+    assert int(skipped[1]) > 50
