@@ -231,7 +231,7 @@ def _matrix(axes: Axes | None, values: Tensor, colors: str, ends: _Ends, told: s
     """A matrix, the first row on top, and the scale of its colours; None is what it has."""
     rows, columns = values.shape
     if not 1 <= min(rows, columns) <= max(rows, columns) <= _MOST:
-        raise ValueError(f"{rows} x {columns} cells cannot be read; give 1 to {_MOST} of each")
+        raise ValueError(f"{rows} x {columns} cells; 1 to {_MOST} a side can be read: cut the text")
     if not values.isfinite().all():
         raise ValueError("some of the numbers are not finite, and have no colour")
     axes = _axes(axes, min(max(6, 0.4 * columns + 2.5), 9.5), min(max(5, 0.4 * rows + 1.5), 8.5))

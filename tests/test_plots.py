@@ -112,14 +112,14 @@ def test_labels_do_not_touch(rows: int, columns: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 129, 512])
 def test_what_nobody_could_read_is_refused(count: int) -> None:
-    says = f"{count} x {count} cells cannot be read; give 1 to 128 of each"
+    says = f"{count} x {count} cells; 1 to 128 a side can be read: cut the text"
     with pytest.raises(ValueError, match=says):
         plot_attention(torch.rand(count, count), ["a"] * count)
-    with pytest.raises(ValueError, match=f"3 x {count} cells cannot be read"):
+    with pytest.raises(ValueError, match=f"3 x {count} cells; 1 to 128 a side"):
         plot_patching(torch.rand(3, count), ["a"] * count)
-    with pytest.raises(ValueError, match="200 x 3 cells cannot be read"):
+    with pytest.raises(ValueError, match="200 x 3 cells; 1 to 128 a side"):
         plot_ablation(torch.rand(200, 3))
-    with pytest.raises(ValueError, match="0 x 3 cells cannot be read"):
+    with pytest.raises(ValueError, match="0 x 3 cells; 1 to 128 a side"):
         plot_ablation(torch.rand(0, 3))
 
 
