@@ -189,6 +189,8 @@ def read_tokenizer(files: ModelFiles) -> WordPieceTokenizer:
             said["tokenizer_class"] = read_object(config).get("tokenizer_class")
         if not (whole or said.get("added_tokens_decoder")):
             _check_no_more_tokens(files.find("added_tokens.json"))
+        if not said.get("added_tokens_decoder") and (old := files.find("special_tokens_map.json")):
+            said |= read_object(old)
         parts = settle(pieces, said, read_object(whole) if whole else None)
         tokenizer = WordPieceTokenizer(**parts._asdict())
     except CheckpointError as error:

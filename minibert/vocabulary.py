@@ -101,7 +101,8 @@ def settle(
     chinese = "tokenize_chinese_chars"
     apart = _agreed(chinese, settings, "handle_chinese_chars", normalizer)
     extra = _read_added_tokens(pieces, settings, tokenizer_json or {})
-    vocabulary = [*pieces, *(token for token in extra if token not in set(pieces))]
+    known = set(pieces)
+    vocabulary = [*pieces, *(token for token in extra if token not in known)]
     if tokenizer_json is not None:
         check_frame(tokenizer_json, vocabulary)
     return TokenizerParts(
@@ -149,7 +150,7 @@ def _read_added_tokens(
     """Tokens besides SPECIAL_TOKENS that are to be found in texts as they are written."""
     size = len(pieces)
     added = []
-    for number, token, asked in _added_entries(settings, tokenizer_json):
+    for number, token, asked in _added_entries(pieces, settings, tokenizer_json):
         if 0 <= number < len(pieces):
             if pieces[number] != token:
                 raise CheckpointError(f"added token {token!r} has the id of {pieces[number]!r}")
@@ -159,13 +160,16 @@ def _read_added_tokens(
             size += 1
         if token not in SPECIAL_TOKENS:
             if asked:
-                raise CheckpointError(f"added token {token!r} is {asked[0]}: not supported")
+                raise CheckpointError(
+                    f"added token {token!r} is {asked[0]}: not supported; where that does not "
+                    f"matter, add it as AddedToken({token!r}, normalized=False) and save again"
+                )
             added.append(token)
     return added
 
 
 def _added_entries(
-    settings: Mapping[str, Any], tokenizer_json: Mapping[str, Any]
+    pieces: list[str], settings: Mapping[str, Any], tokenizer_json: Mapping[str, Any]
 ) -> list[tuple[int, str, list[str]]]:
     """Each added token by its id, with those of its flags that are set and not implemented."""
     flags = ("normalized", "lstrip", "rstrip", "single_word")
@@ -174,9 +178,27 @@ def _added_entries(
             {**entry, "id": int(number)}
             for number, entry in (settings.get("added_tokens_decoder") or {}).items()
         ]
+        named = _named_tokens(settings)
+        if others := named.keys() - {entry["content"] for entry in entries}:
+            ids = {piece: number for number, piece in enumerate(pieces)}
+            entries = [*entries, *({**named[token], "id": ids[token]} for token in others)]
         found = [(e["id"], e["content"], [flag for flag in flags if e.get(flag)]) for e in entries]
         if any(type(entry[0]) is not int or not entry[1].strip() for entry in found):
             raise ValueError("an id is no number, or a token is blank")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"added tokens of an unknown form ({error})") from error
+        says = f"added tokens of an unknown form, or not in the vocabulary ({error!s:.80})"
+        raise CheckpointError(says) from error
     return sorted(found, key=lambda entry: entry[0])
+
+
+def _named_tokens(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Tokens that are special without being in added_tokens_decoder, as in older files."""
+    named: dict[str, dict[str, Any]] = {}
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = settings.get(key) or []
+        if not isinstance(tokens, list | dict):
+            raise TypeError(f"{key} is no list")
+        for token in tokens.values() if isinstance(tokens, dict) else tokens:
+            entry = {"content": token} if isinstance(token, str) else token
+            named[entry["content"]] = entry
+    return named

@@ -52,6 +52,7 @@ TARGETS = {
     "tokenizer_config.json": ["tokenizer.json"],
     "tokenizer.json": ["vocab.txt"],
     "added_tokens.json": ["tokenizer.json", "tokenizer_config.json"],
+    "special_tokens_map.json": ["tokenizer_config.json"],
     "modules.json": [],
     "model.safetensors": [],
     "model.safetensors.index.json": ["model.safetensors"],
@@ -77,10 +78,12 @@ def good_files() -> dict[str, bytes]:
     torch.save(tensors, pickle)
     files["pytorch_model.bin"] = pickle.getvalue()
     kinds = [
-        {"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling")
+        {"type": f"sentence_transformers.models.{kind}", "path": path}
+        for kind, path in (("Transformer", ""), ("Pooling", "1_Pooling"))
     ]
     files["modules.json"] = json.dumps(kinds).encode()
     files["added_tokens.json"] = b'{"[MASK]": 4}'
+    files["special_tokens_map.json"] = b'{"additional_special_tokens": ["a"]}'
     return files
 
 
@@ -89,7 +92,7 @@ def attempt(folder: Path, files: dict[str, bytes], target: str, content: bytes) 
     folder.mkdir(exist_ok=True)
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    optional = {"added_tokens.json", "modules.json"} - {target}
+    optional = {"added_tokens.json", "special_tokens_map.json", "modules.json"} - {target}
     for name, good in files.items():
         if name in (*TARGETS[target], *optional):
             (folder / name).unlink(missing_ok=True)

@@ -221,6 +221,17 @@ def test_added_tokens_are_found_as_written() -> None:
     assert tokenizer.encode_ids(["a[E1]b"]) == [[2, 12, 14, 13, 3]]
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_that_are_only_named(folder: Path, name: str) -> None:
+    """As transformers before 4.34 wrote them."""
+    transformers = pytest.importorskip("transformers")
+    content = {"additional_special_tokens": ["am"], "mask_token": "[MASK]"}
+    (folder / name).write_text(json.dumps(content))
+    ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for text in ("I am", "iama", "AM[MASK]"):
+        assert ours.encode(text).input_ids == theirs(text)["input_ids"]
+
+
 def test_tokenizers_share_nothing(small: WordPieceTokenizer) -> None:
     other = WordPieceTokenizer([*SPECIAL_TOKENS, *reversed(PIECES[5:])], lowercase=True)
     cased = WordPieceTokenizer(PIECES, lowercase=False)

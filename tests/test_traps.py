@@ -193,6 +193,16 @@ TOKENIZER: list[tuple[str, Edit, str]] = [
         tokenizer_json(post_processor=None),
         "does not frame texts as BertTokenizer does",
     ),
+    (
+        "special_tokens_map.json with another [UNK]",
+        put("special_tokens_map.json", '{"unk_token": "<unk>"}'),
+        "unk_token '<unk>' is not supported",
+    ),
+    (
+        "special_tokens_map.json with a token that is not there",
+        put("special_tokens_map.json", '{"additional_special_tokens": ["[E1]"]}'),
+        "added tokens of an unknown form, or not in the vocabulary",
+    ),
     ("never_split", settings(never_split=["a"]), "never_split .*'a'.* is not supported"),
     ("do_basic_tokenize", settings(do_basic_tokenize=False), "do_basic_tokenize False is not supp"),
     ("[unk] in lower case", vocab(lambda p: [x.lower() for x in p]), r"has no \[PAD\], \[UNK\]"),
