@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,24 @@ SINGLE, PAIR = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
 def test_the_frame_of_bert_as_a_template() -> None:
     content = whole(post_processor=template(SINGLE, PAIR))
     assert settle(None, {}, content).vocabulary == PIECES
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_files_that_tokenizers_wrote(lowercase: bool) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    ids = {piece: number for number, piece in enumerate(PIECES)}
+    theirs = tokenizers.BertWordPieceTokenizer(ids, lowercase=lowercase)
+    theirs.add_special_tokens(["[E1]"])
+    content = json.loads(theirs.to_str())
+    assert content["post_processor"]["type"] == "BertProcessing"
+    parts = settle(None, {"tokenizer_class": "PreTrainedTokenizerFast"}, content)
+    assert parts == ([*PIECES, "[E1]"], lowercase, None, True, ["[E1]"])
+
+
+def test_a_file_of_a_release(shared: Callable[[str], Path]) -> None:
+    content = json.loads(shared("hub/bert-base-uncased/tokenizer.json").read_text())
+    assert content["post_processor"]["type"] == "TemplateProcessing"
+    assert len(settle(None, {}, content).vocabulary) == 30522
 
 
 @pytest.mark.parametrize(
