@@ -15,16 +15,19 @@ the left, W x: each kernel is transposed.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from minibert.config import BertConfig, CheckpointError
 from minibert.files import read_bytes, read_object
 from minibert.folders import write_folder
+from minibert.files import read_bytes, read_object, write_folder
+from minibert.glossary import shown
 from minibert.loading import load
 
 # What is not called the same, after "/" has become "." and "layer_3" "layer.3".
@@ -66,27 +69,34 @@ def convert(source: Path, checkpoint: str, target: Path, lowercase: bool) -> Non
         settings = {"do_lower_case": lowercase, "tokenizer_class": "BertTokenizer"}
         settings["model_max_length"] = config.max_position_embeddings
         (draft / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        save_file(tensors, draft / "model.safetensors", {"format": "pt"})
-        (draft / "model.safetensors").chmod((draft / "config.json").stat().st_mode)
-        load(draft)  # a folder that does not load is not written
+        (draft / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+        try:
+            load(draft)  # a folder that does not load is not written
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(draft), str(source))) from error
 
     write_folder(target, FILES, fill)
 
 
 def read_tensors(prefix: Path) -> dict[str, NDArray[np.float32]]:
     """Every tensor of a checkpoint but those of training, by Hugging Face's names."""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    os.environ.update({**quiet, **os.environ})  # or it tells how it would compute
     import tensorflow  # an extra; takes seconds to import
 
+    tensors = {}
     try:
         reader = tensorflow.train.load_checkpoint(str(prefix))
-    except (tensorflow.errors.OpError, ValueError) as error:
-        raise CheckpointError(f"{prefix} is not a TensorFlow checkpoint: {error}") from error
-    tensors = {}
-    for name in sorted(reader.get_variable_to_shape_map()):
-        if not any(part in TRAINING for part in name.split("/")):
-            tensor = reader.get_tensor(name)
-            tensor = tensor.T if name.endswith("/kernel") else tensor
-            tensors[hub_name(name)] = np.ascontiguousarray(tensor)
+        for name in sorted(reader.get_variable_to_shape_map()):
+            if not any(part in TRAINING for part in name.split("/")):
+                tensor = reader.get_tensor(name)
+                tensor = tensor.T if name.endswith("/kernel") else tensor
+                tensors[hub_name(name)] = np.ascontiguousarray(tensor, np.float32)
+    except (tensorflow.errors.OpError, ValueError, IndexError) as error:
+        reason = shown(str(error), 200)
+        raise CheckpointError(f"{prefix} is not a whole TensorFlow checkpoint: {reason}") from error
+    if not tensors:  # so it takes bert_model.ckpt.index for a prefix
+        raise CheckpointError(f"{prefix} has no tensors; give what all its files' names begin with")
     return tensors
 
 
@@ -101,7 +111,7 @@ def hub_name(name: str) -> str:
     if dotted in RENAMED:
         return RENAMED[dotted]
     if ending not in ENDINGS:
-        raise CheckpointError(f"the checkpoint has {name}, which is no tensor of BERT")
+        raise CheckpointError(f"the checkpoint has {shown(name)}, which is no tensor of BERT")
     return f"{stem}.{ENDINGS[ending]}"
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import importlib.util
 import json
 import logging
@@ -470,7 +471,11 @@ def test_a_checkpoint_of_tensorflow(tf_folder: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_converted(tf_folder: Path, tmp_path: Path) -> None:
     for arguments, says in (
         ((tf_folder, tmp_path / "new"), "one of the arguments --uncased --cased is required"),
-        ((tf_folder, tmp_path / "new", "--cased", "--checkpoint", "x"), "not a TensorFlow check"),
+        ((tf_folder, tmp_path / "new", "--cased", "--checkpoint", "x"), "not a whole TensorFlow"),
+        (
+            (tf_folder, tmp_path / "new", "--cased", "--checkpoint", "bert_model.ckpt.index"),
+            "bert_model.ckpt.index has no tensors; give what all its files' names begin with",
+        ),
         ((tmp_path, tmp_path / "new", "--cased"), "bert_config.json: No such file"),
         ((tf_folder, tf_folder, "--cased"), "which would be lost; take a new folder"),
     ):
@@ -478,6 +483,40 @@ def test_what_cannot_be_converted(tf_folder: Path, tmp_path: Path) -> None:
         assert result.returncode != 0
         assert says in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_a_broken_checkpoint_of_tensorflow(tf_folder: Path, tmp_path: Path) -> None:
+    prefix = tf_folder / "bert_model.ckpt"
+    data, index = Path(f"{prefix}.data-00000-of-00001"), Path(f"{prefix}.index")
+    for damage in (
+        lambda: os.truncate(data, data.stat().st_size // 2),
+        data.unlink,
+        lambda: index.write_bytes(b"x" * 999),
+    ):
+        damage()
+        told = convert(tf_folder, tmp_path / "new", "--uncased").stderr
+        assert told.startswith(
+            f"convert_tf_checkpoint: {prefix} is not a whole TensorFlow checkpoint: "
+        )
+        assert told.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_does_not_load_is_not_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong is told of the folder that was read; the new one is gone by then."""
+    monkeypatch.syspath_prepend(str(Path(CONVERT).parent))
+    script = importlib.import_module("convert_tf_checkpoint")
+    stored = load_file(folder / "model.safetensors")
+    tensors = {name: tensor.numpy() for name, tensor in stored.items()}
+    del tensors[KEY]
+    monkeypatch.setattr(script, "read_tensors", lambda _: tensors)
+    (folder / "config.json").rename(folder / "bert_config.json")
+    says = f"^{folder}/model.safetensors does not fit its config.json: it lacks 1 tensor: {KEY}$"
+    with pytest.raises(CheckpointError, match=says):
+        script.convert(folder, "bert_model.ckpt", tmp_path / "new", True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 @pytest.mark.parametrize(
