@@ -9,6 +9,7 @@ Read next: bundle.py.
 """
 
 import ctypes
+import os
 import platform
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,10 @@ from minibert.shards import Extracted, JsonWriter, NpyWriter, ShardWriter, Write
 from minibert.vectors import Reading, read
 
 TRIM_TOKENS = 1 << 13  # a second of work or more, of which giving memory back takes little
+
+# oneDNN compiles programs for each shape, and with torch keeps thousands: 500 MB. Read at first use.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
 
 def extract(
