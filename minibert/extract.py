@@ -33,7 +33,7 @@ from minibert.vectors import Reading, read
 
 TRIM_TOKENS = 1 << 13  # a second of work or more, of which giving memory back takes little
 
-# oneDNN compiles programs for each shape, and with torch keeps thousands: 500 MB. Read at first use.
+# oneDNN compiles programs for each shape, and with torch keeps thousands: 500 MB. Read once.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 

@@ -65,7 +65,17 @@ def refusal(model: BertModel) -> str | None:
         )
     if has_hooks(model):
         return "hooks stand on the model, which the packed one would not have; remove them first"
-    return None
+    linears = (part for part in model.named_modules() if isinstance(part[1], nn.Linear))
+    return next((f"{name} is {why}" for name, linear in linears if (why := _oddity(linear))), None)
+
+
+def _oddity(linear: nn.Linear) -> str | None:
+    """What makes a linear map more, or less, than x W^T + b; None if nothing does."""
+    if type(linear) is not nn.Linear:
+        return f"a {type(linear).__name__}, which may compute something else than nn.Linear"
+    if "forward" in vars(linear):
+        return "an nn.Linear with a forward of its own"
+    return "an nn.Linear without a bias" if linear.bias is None else None
 
 
 def is_packed(model: BertModel) -> bool:

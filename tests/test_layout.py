@@ -36,7 +36,7 @@ BUDGETS = {
     "weights": 230,
     "checkpoint": 300,
     "vectors": 290,
-    "packing": 90,
+    "packing": 100,
     "workers": 110,
     "batches": 170,
     "senses": 120,

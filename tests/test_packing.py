@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ODD, PIECES, random_bert_with, random_model
+from torch import nn
 
 from minibert import batches
 from minibert.bert import Bert
@@ -112,6 +113,31 @@ def test_it_is_told_apart_from_others(bert: Bert) -> None:
     prints = {fingerprint(one) for one in (bert, pack(bert), other, pack(other))}
     assert len(prints) == 4
     assert fingerprint(pack(bert)) == fingerprint(pack(bert))
+
+
+class Doubled(nn.Linear):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(inputs)
+
+
+def test_a_product_that_was_changed_is_not_packed(bert: Bert) -> None:
+    """As an adapter would do it; packed, its own part would be lost without a word."""
+    feed_forward = bert.model.encoder.layers[2].feed_forward
+    plain = feed_forward.output
+    inherited = Doubled(plain.in_features, plain.out_features)
+    inherited.load_state_dict(plain.state_dict())
+    feed_forward.output = inherited
+    with pytest.raises(ValueError, match="Doubled"):
+        pack(bert)
+    feed_forward.output = plain
+    plain.forward = lambda inputs: 2 * nn.functional.linear(inputs, plain.weight)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="forward"):
+        pack(bert)
+    del plain.forward
+    plain.bias = None
+    with pytest.raises(ValueError, match="bias"):
+        pack(bert)
+    assert bert.vectors(["walrus"] * 2000).vectors.shape == (10_000, ODD.hidden_size)
 
 
 def test_what_cannot_be_packed_or_saved(
