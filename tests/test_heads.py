@@ -2,6 +2,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minibert.config import CheckpointError
-from minibert.head_config import HEADS, PROBLEM_TYPES
-from minibert.heads import BertWithHead, PretrainingHead, PretrainingOutput
+from minibert.head_config import HEADS, PROBLEM_TYPES, HeadConfig
+from minibert.heads import BertWithHead, PretrainingHead, PretrainingOutput, make_head
 from minibert.loading import load
-from minibert.model import BertOutput
+from minibert.model import BertModel, BertOutput
 from minibert.saving import save
 
 LABELS = ("a", "b", "c", "d")
@@ -295,3 +296,26 @@ def test_chosen_positions_give_the_same_as_all() -> None:
         logits = bert.head(output)
         chosen = bert.head(BertOutput(output.last_hidden_state[0, [1, 3]], output.pooler_output))
     assert (logits[0, [1, 3]] - chosen).abs().max() <= BOUNDS[torch.float32]
+
+
+def test_a_new_head_is_drawn_as_bert_was() -> None:
+    """From a normal distribution of 0.02, cut at twice that; biases are 0."""
+    config = replace(ODD, hidden_size=300)
+    head = make_head(BertModel(config), HeadConfig("masked-lm"))
+    weight, std = head.dense.weight.detach(), config.initializer_range
+    assert 1.9 * std < float(weight.abs().max()) <= 2 * std
+    assert float(weight.std()) == pytest.approx(0.88 * std, rel=0.02)  # as the tails are cut
+    assert not head.dense.bias.any()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_which_heads_have_dropout(name: str) -> None:
+    """Not those of pre-training and of questions, in Google's code and in transformers."""
+    bert = random_bert_with(name, LABELS if name.endswith("classification") else ())
+    drops = name.endswith("classification") or name == "multiple-choice"
+    vectors = torch.ones(4, 5, ODD.hidden_size)
+    output = BertOutput(vectors, vectors[:, 0])
+    assert bert.head is not None
+    first, second = (bert.head.train()(output) for _ in range(2))
+    pairs = zip(first, second, strict=True) if name == "pretraining" else [(first, second)]
+    assert all(torch.equal(a, b) != drops for a, b in pairs)

@@ -298,6 +298,19 @@ def test_clipping(tmp_path: Path) -> None:
     assert float((model.weight.detach() - before).norm()) == pytest.approx(0.15, rel=1e-4)
 
 
+def test_each_micro_batch_has_its_own_dropout(tmp_path: Path) -> None:
+    drawn: list[float] = []
+    model = network()
+    task = small_task(model, parts=3)
+
+    def loss(model: nn.Module, rows: Rows) -> tuple[Tensor, int]:
+        drawn.append(float(torch.rand(1)))
+        return task.loss(model, rows)
+
+    train(task._replace(loss=loss), adamw(model), Plan(4), tmp_path)
+    assert len(set(drawn)) == len(drawn) == 12
+
+
 @pytest.mark.parametrize("parts", [1, 5])
 def test_the_gradient_is_that_of_the_mean(tmp_path: Path, parts: int) -> None:
     """Plain descent shows its length, which Adam and clipping would hide."""
