@@ -125,7 +125,7 @@ def _digest(path: Path, digest: "hashlib._Hash") -> str:
 def _look_up(repository: str, name: str, revision: str) -> str | None:
     """What the cache has: a path; "" for a file that there is not; None if that is not known."""
     known = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
-    if known is None:
+    if known is None and re.fullmatch(_HASH, revision):
         with suppress(Exception):  # an older client, or only part of the model was downloaded
             listed = huggingface_hub.get_cached_repo_tree(repository, revision=revision)
             return None if any(file.path == name for file in listed) else ""

@@ -126,7 +126,8 @@ def find_files(
     """Say where a model is: "minilm", a folder in the Hub's layout, or a name on the Hub.
 
     A folder that exists is taken before a name on the Hub that reads the same; "minilm" is taken
-    before a folder, which can be written "./minilm".
+    before a folder, which can be written "./minilm". What is in the Hub's cache is taken unasked;
+    the Hub is asked for the rest, once even for a file that may not be, such as modules.json.
 
     Args:
         source: for example "google-bert/bert-base-cased".

@@ -43,11 +43,11 @@ def load(  # noqa: PLR0913 - each by its keyword; most people need none
         head: what comes after the encoder: "masked-lm", "next-sentence", "pretraining" (both),
             "sequence-classification", "token-classification", "question-answering" or
             "multiple-choice"; "auto" for the one that config.json names; None for none.
-        revision: branch, tag or commit of a Hub model; None means its main branch. What the cache
-            has under it is taken without the network: `hf download NAME` fetches a newer one.
+        revision: branch, tag or commit of a Hub model; None means its main branch. What the Hub's
+            cache has of it is taken as it is, unasked; `hf download NAME` fetches a newer main.
         device: where the weights go, such as "cpu" or "cuda".
         dtype: floating dtype of the weights, whichever the file has.
-        allow_pickle: read pytorch_model.bin where there is no model.safetensors; run nothing in it.
+        allow_pickle: where there is no model.safetensors, read pytorch_model.bin; run nothing.
         local_files_only: ask the Hub nothing; take its cache as it is.
 
     Returns:
