@@ -60,8 +60,7 @@ def load(  # noqa: PLR0913 - each by its keyword; most people need none
     files = find_files(source, revision, local_files_only)
     read_config(files)  # first: of another architecture, the rest need not be understood
     asked = read_head_config(files, head)
-    tokenizer = read_tokenizer(files)
-    pooling = files.pooling()  # before the weights: a download cut short must not lose it
+    tokenizer, pooling = read_tokenizer(files), files.pooling()  # so a kill later loses neither
     model, made = read_model_and_head(files, device, dtype, allow_pickle, asked)
     _check_sizes(files.source, len(tokenizer), model.config.vocab_size)
     return Bert(model.config, tokenizer, model, files.record(pooling), made)

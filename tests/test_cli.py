@@ -290,7 +290,7 @@ def test_the_hub_out_of_reach_is_one_line(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""  # never another model instead
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("minibert: cannot get google-bert/bert-base-uncased from the")
+    assert result.stderr.startswith("minibert: config.json of google-bert/bert-base-uncased is not")
     assert (
         "what works without it: a folder with the model's files, or --model minilm" in result.stderr
     )
