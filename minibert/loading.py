@@ -47,7 +47,7 @@ def load(  # noqa: PLR0913 - each by its keyword; most people need none
             cache has of it is taken as it is, unasked; `hf download NAME` fetches a newer main.
         device: where the weights go, such as "cpu" or "cuda".
         dtype: floating dtype of the weights, whichever the file has.
-        allow_pickle: where there is no model.safetensors, read pytorch_model.bin; run nothing.
+        allow_pickle: read pytorch_model.bin where there is no model.safetensors; run nothing in it.
         local_files_only: ask the Hub nothing; take its cache as it is.
 
     Returns:

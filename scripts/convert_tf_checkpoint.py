@@ -26,7 +26,6 @@ from safetensors.numpy import save
 from minibert.config import BertConfig, CheckpointError
 from minibert.files import read_bytes, read_object
 from minibert.folders import write_folder
-from minibert.files import read_bytes, read_object, write_folder
 from minibert.glossary import shown
 from minibert.loading import load
 
