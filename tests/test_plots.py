@@ -31,7 +31,7 @@ else:
         read_accuracies,
     )
 
-TOKENS = ["[CLS]", "$x", "_{y}$", "[SEP]"]
+TOKENS = ["[CLS]", "$x", r"$\frac{$", "[SEP]"]
 
 
 def bert() -> Bert:
