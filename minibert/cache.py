@@ -220,7 +220,7 @@ def _reason(error: Exception) -> str:
     response = next((one for one in responses if one is not None), None)
     if response is None:
         text = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
-        return f"{text.partition(' Please ')[0]}; try again, or check the network"
+        return f"{text.partition(' Please retry')[0]}; try again, or check the network"
     status = response.status_code
     said = response.headers.get("X-Error-Message") or http.client.responses.get(status, "")
     if wait := response.headers.get("Retry-After"):
