@@ -7,10 +7,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from conftest import ODD, REPOSITORY, Ask, SmallHub, random_model, run_python, write_folder
+from huggingface_hub import constants
 from safetensors.torch import load_file, save
 
 from minibert import hub
@@ -411,10 +411,10 @@ def load_from_the_true_hub(name: str) -> Bert:
 @functools.cache
 def why_not_the_true_hub() -> str:
     """Asked without minibert and the Hub's client, so that a mistake in them is no reason."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
-        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
+        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
     except urllib.error.HTTPError:
         pass  # it answers
     except OSError as error:
@@ -430,8 +430,8 @@ def test_the_true_hub_is_skipped_only_where_it_is_out_of_reach(
         (False, "http://127.0.0.1:9", "the Hub cannot be reached: .*refused.*"),
         (False, small_hub.url, ""),  # with 404, for it has no such page
     ):
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", is_offline)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         why_not_the_true_hub.cache_clear()
         assert re.fullmatch(says, why_not_the_true_hub())
     why_not_the_true_hub.cache_clear()
