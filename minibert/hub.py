@@ -14,7 +14,7 @@ from pathlib import Path
 from minibert.cache import fetch, is_offline, list_files, sha256, stamp
 from minibert.config import CheckpointError
 from minibert.files import is_file, read_object
-from minibert.source import Pooling, Source, read_pooling
+from minibert.source import Pooling, Source, read_pooling, warn_of_prompt
 from minibert.tokenizer import WordPieceTokenizer
 from minibert.vocabulary import SPECIAL_TOKENS, read_vocabulary, settle
 
@@ -109,6 +109,8 @@ class ModelFiles:
         """How the model makes vectors of sentences; None if it does not say."""
         modules = self.find("modules.json")
         settings = modules and self.find("1_Pooling/config.json")
+        if prompts := modules and self.find("config_sentence_transformers.json"):
+            warn_of_prompt(prompts)
         unknown = "1_Pooling/config.json" in self.unknown
         return None if modules is None or unknown else read_pooling(modules, settings)
 

@@ -14,9 +14,8 @@ from minibert.cache import sha256, stamp
 from minibert.config import CheckpointError
 from minibert.files import read_json, read_object
 
-POOLING_FILES = ("modules.json", "1_Pooling/config.json")
 _TYPES = "sentence_transformers.models."
-
+POOLING_FILES = ("modules.json", "1_Pooling/config.json")
 # Flags of 1_Pooling/config.json and the names of their modes.
 _MODES = {
     "pooling_mode_cls_token": "cls",
@@ -42,15 +41,15 @@ class Pooling:
 
     def files(self, hidden_size: int) -> dict[str, Any]:
         """The content of the files that say this, by their names."""
-        kinds = ["Transformer", "Pooling", *(["Normalize"] if self.normalize else [])]
-        paths = ["", "1_Pooling", "2_Normalize"]  # the last has no file, and need not be there
+        kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+        kinds |= {"2_Normalize": "Normalize"} if self.normalize else {}  # has no file
         modules = [
-            {"idx": n, "name": str(n), "path": paths[n], "type": f"{_TYPES}{kind}"}
-            for n, kind in enumerate(kinds)
+            {"idx": n, "name": str(n), "path": path, "type": f"{_TYPES}{kind}"}
+            for n, (path, kind) in enumerate(kinds.items())
         ]
         flags = {flag: mode.removesuffix("_tokens") == self.mode for flag, mode in _MODES.items()}
-        settings = {"word_embedding_dimension": hidden_size, **flags}
-        return dict(zip(POOLING_FILES, (modules, settings), strict=True))
+        contents = modules, {"word_embedding_dimension": hidden_size, **flags}
+        return dict(zip(POOLING_FILES, contents, strict=True))
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,14 @@ class Source:
             if stamp(path) != self.stamps[name]:
                 raise CheckpointError(f"{path} has changed since it was loaded")
         return hashes
+
+
+def warn_of_prompt(path: Path) -> None:
+    """Say in the log which words config_sentence_transformers.json puts before every text."""
+    said = read_object(path)
+    name, prompts = said.get("default_prompt_name"), said.get("prompts")
+    if isinstance(name, str) and isinstance(prompts, dict) and (prompt := prompts.get(name)):
+        _log.warning("%s: texts are to begin with %.80r; minibert does not add it", path, prompt)
 
 
 def read_pooling(modules: Path, pooling: Path | None) -> Pooling | None:

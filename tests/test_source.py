@@ -80,6 +80,34 @@ def test_more_than_pooling_is_said(
     assert re.search(says, record.getMessage())
 
 
+PROMPTS = {"query": "query: ", "document": ""}
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompt"),
+    [
+        ({"prompts": PROMPTS, "default_prompt_name": "query"}, "query: "),
+        ({"prompts": PROMPTS, "default_prompt_name": "document"}, None),
+        ({"prompts": PROMPTS, "default_prompt_name": None}, None),
+        ({"prompts": PROMPTS, "default_prompt_name": ["query"]}, None),
+        ({"prompts": ["query"], "default_prompt_name": "query"}, None),
+        ({}, None),
+    ],
+)
+def test_words_before_every_text_are_said(
+    folder: Path, settings: object, prompt: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    load(folder)
+    assert caplog.messages == []  # without a modules.json it is no model for sentences
+    source = load(write(folder, [*BOTH, "Normalize"], MEAN)).source
+    assert source is not None
+    assert source.pooling == Pooling("mean", True)
+    path = folder / "config_sentence_transformers.json"
+    says = f"{path}: texts are to begin with {prompt!r}; minibert does not add it"
+    assert caplog.messages == ([says] if prompt else [])
+
+
 @pytest.mark.parametrize("content", ["{}", "[1]", "null", "", "[[]]"])
 def test_broken_modules(folder: Path, content: str) -> None:
     (folder / "modules.json").write_text(content)
