@@ -3,23 +3,30 @@
     pip install 'minibert-pytorch[fuzz]'
     python scripts/fuzz.py --minutes 10
 
-Whatever is in a file, the loader must say CheckpointError or ValueError, or load: in a few seconds
-and a bounded memory. hypothesis makes the files in three ways: a good file with bytes changed,
-JSON with the right keys and wrong values, and bytes at random. What fails is made as small as
-possible and kept in tests/data/fuzz/, where tests/test_traps.py tries it again in every run.
+Whatever is in a file, and whatever head is asked for, the loader must say CheckpointError or
+ValueError, or load: in a few seconds and a bounded memory. hypothesis makes the files in these
+ways: a good file with bytes changed, JSON with the right keys and wrong values, a pickle with other
+opcodes, a config with the weights that it asks for, and bytes at random. What fails is made as
+small as possible and kept in tests/data/fuzz/, where tests/test_traps.py tries it again in every
+run.
 """
 
 import argparse
 import copy
+import dataclasses
 import hashlib
 import io
 import json
 import logging
+import math
+import pickletools
+import re
 import resource
 import signal
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -29,12 +36,14 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
 from minibert.bert import Bert
 from minibert.config import BertConfig, CheckpointError
 from minibert.glossary import checkpoint_names
-from minibert.loading import load
+from minibert.head_config import HEADS
+from minibert.loading import load, new_head
 from minibert.model import BertModel
 from minibert.saving import save
 from minibert.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
@@ -44,6 +53,9 @@ MEMORY = 4 << 30  # bytes, of which Python with torch takes one GiB before it lo
 SECONDS = 10.0
 
 CONFIG = BertConfig(len(SPECIAL_TOKENS) + 2, 8, 1, 2, 12, max_position_embeddings=9)
+
+# Of two files at once, the first is a line of JSON.
+PAIR = "config.json+model.safetensors"
 
 # File -> the files that would be taken instead of it, which go.
 TARGETS = {
@@ -56,20 +68,24 @@ TARGETS = {
     "modules.json": [],
     "model.safetensors": [],
     "model.safetensors.index.json": ["model.safetensors"],
-    "pytorch_model.bin": ["model.safetensors"],
+    "pytorch_model.bin": ["model.safetensors", "model.safetensors.index.json"],
+    PAIR: [],
 }
 
 
 def good_files() -> dict[str, bytes]:
     """One small model, with every kind of file."""
     pieces = [*SPECIAL_TOKENS, "a", "##b"]
-    model = BertModel(CONFIG).eval()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
-        save(Bert(CONFIG, WordPieceTokenizer(pieces, lowercase=True), model), folder)
+        tokenizer = WordPieceTokenizer(pieces, lowercase=True)
+        bert = Bert(CONFIG, tokenizer, BertModel(CONFIG).eval())
+        save(new_head(bert, "pretraining"), folder)
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    state = model.state_dict()
-    tensors = {theirs: state[own] for own, theirs in checkpoint_names(CONFIG).items()}
+    config = {**json.loads(files["config.json"]), "id2label": {"0": "a", "1": "b"}}
+    config |= {"classifier_dropout": 0.1, "problem_type": None, "tie_word_embeddings": True}
+    files["config.json"] = to_json(config)
+    tensors = from_safetensors(files["model.safetensors"])
     places = {name: f"model-0000{1 + n % 2}-of-2.safetensors" for n, name in enumerate(tensors)}
     for shard in set(places.values()):
         files[shard] = to_safetensors({k: v for k, v in tensors.items() if places[k] == shard})
@@ -97,12 +113,30 @@ def attempt(folder: Path, files: dict[str, bytes], target: str, content: bytes) 
         if name in (*TARGETS[target], *optional):
             (folder / name).unlink(missing_ok=True)
         else:
-            (folder / name).write_bytes(content if name == target else good)
+            (folder / name).write_bytes(good)
+    for name, part in zip(target.split("+"), content.split(b"\n", target.count("+")), strict=False):
+        (folder / name).write_bytes(part)
+    heads = [*[None] * len(HEADS), "auto", *HEADS]
     try:
-        load(folder, allow_pickle=True)
+        load(folder, head=heads[sum(content) % len(heads)], allow_pickle=True)
     except (CheckpointError, ValueError) as error:
-        if "\n" in str(error) or len(str(error)) > 3000:
-            raise AssertionError(f"not one line: {str(error)[:200]!r}") from error
+        check_line(str(error))
+
+
+def check_line(message: str) -> None:
+    """What the loader says must be one line, and not a long one."""
+    if not message.isprintable() or len(message) > 3000:
+        raise AssertionError(f"not one line: {message[:200]!r}")
+    if "takes more memory" in message:
+        raise AssertionError(f"it took {MEMORY} bytes: {message}")
+
+
+class Lines(logging.Handler):
+    """Looks at what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A file's content stands in warnings, too."""
+        check_line(record.getMessage())
 
 
 def values(keys: list[str]) -> st.SearchStrategy[Any]:
@@ -153,6 +187,10 @@ def contents(target: str, good: bytes) -> st.SearchStrategy[bytes]:
     place = st.integers(0, len(good)) | st.integers(0, min(len(good), 400))
     change = st.tuples(place, st.integers(0, 8), st.binary(max_size=8))
     changed = st.lists(change, min_size=1, max_size=6).map(lambda changes: edit(good, changes))
+    if target == PAIR:
+        return pairs()
+    if target.endswith(".bin"):
+        return pickles(good) | changed | st.binary(max_size=200)
     if target.endswith(".json"):
         return broken_json(json.loads(good)).map(to_json) | changed | st.binary(max_size=200)
     if target.endswith(".safetensors"):
@@ -162,6 +200,99 @@ def contents(target: str, good: bytes) -> st.SearchStrategy[bytes]:
         packed = headers.map(lambda text: len(text).to_bytes(8, "little") + text + data)
         return packed | changed | st.binary(max_size=200)
     return changed | st.binary(max_size=200)
+
+
+def pairs() -> st.SearchStrategy[bytes]:
+    """A config of any number of layers, and weights that it may ask for: they are zero."""
+    few = st.integers(0, 5)
+    many = st.sampled_from([30, 100, 200, 4000, 10**7])
+    prefixes = st.sampled_from(["", "bert.", "module.", "a\nb."])
+    shapes = st.none() | st.lists(st.integers(0, 9) | st.just(2**40), max_size=3)
+    return st.builds(pair, few | many, few, prefixes, shapes)
+
+
+def pair(layers: int, lost: int, prefix: str, shape: list[int] | None) -> bytes:
+    """A config, and weights with names for it, of which some are lost; of right shapes if None."""
+    with torch.device("meta"):
+        state = BertModel(CONFIG).state_dict()
+    right = {theirs: list(state[own].shape) for own, theirs in checkpoint_names(CONFIG).items()}
+    config = dataclasses.replace(CONFIG, num_hidden_layers=min(layers, 200) or 1)
+    header: dict[str, Any] = {}
+    end = 0
+    for name in list(checkpoint_names(config).values())[lost:]:
+        sizes = shape if shape is not None else right[re.sub(r"\.\d+\.", ".0.", name)]
+        start, end = end, end + 4 * math.prod(sizes)
+        header[prefix + name] = {"dtype": "F32", "shape": sizes, "data_offsets": [start, end]}
+    text = to_json(header)
+    values = {"model_type": "bert", **dataclasses.asdict(config), "num_hidden_layers": layers}
+    data = bytes(min(end, 1 << 20))
+    return to_json(values) + b"\n" + len(text).to_bytes(8, "little") + text + data
+
+
+# What a pickle may be made of: each opcode alone, names that torch knows, values, and calls.
+NAMES = """builtins bytearray|builtins set|builtins complex|_codecs encode|collections OrderedDict
+collections Counter|torch FloatStorage|torch Tensor|torch Size|torch device|torch float32
+torch.nn.parameter Parameter|torch.serialization _get_layout|torch.storage UntypedStorage
+torch._utils _rebuild_tensor_v2|torch._utils _rebuild_parameter|torch._utils _rebuild_sparse_tensor
+torch._utils _rebuild_meta_tensor_no_storage|torch._tensor _rebuild_from_type_v2|posix system"""
+GLOBALS = [f"c{name.replace(' ', chr(10))}\n".encode() for name in re.split(r"\||\n", NAMES)]
+VALUES = [
+    *(b"h" + bytes([place]) for place in range(0, 60, 7)),
+    *(b"\x8a\x08" + number.to_bytes(8, "little") for number in (0, 1, 8, 10**6, 5 * 10**9, 2**62)),
+    *(b"X" + len(text).to_bytes(4, "little") + text for text in (b"storage", b"0", b"cpu", b"a")),
+]
+OPCODES = [
+    *(opcode.code.encode("latin-1") for opcode in pickletools.opcodes),
+    *(*GLOBALS, *VALUES),
+    *(name + value + b"\x85R" for name in GLOBALS for value in VALUES),
+]
+
+
+def pickles(good: bytes) -> st.SearchStrategy[bytes]:
+    """What torch.save wrote with other opcodes here and there, in both of its formats."""
+    with zipfile.ZipFile(io.BytesIO(good)) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    (listed,) = (name for name in entries if name.endswith("/data.pkl"))
+    old = io.BytesIO()
+    torch.save(
+        torch.load(io.BytesIO(good), weights_only=True),
+        old,
+        _use_new_zipfile_serialization=False,
+    )
+    parts = split_pickles(old.getvalue())
+
+    def in_zip(pickled: bytes) -> bytes:
+        whole = io.BytesIO()
+        with zipfile.ZipFile(whole, "w") as archive:
+            for name, content in (entries | {listed: pickled}).items():
+                archive.writestr(name, content)
+        return whole.getvalue()
+
+    def in_legacy(pickled: bytes) -> bytes:
+        return b"".join([*parts[:3], pickled, *parts[4:]])
+
+    return other_opcodes(entries[listed]).map(in_zip) | other_opcodes(parts[3]).map(in_legacy)
+
+
+def split_pickles(content: bytes) -> list[bytes]:
+    """The five pickles of a legacy file, and the numbers after them."""
+    file = io.BytesIO(content)
+    ends = [0]
+    for _ in range(5):
+        list(pickletools.genops(file))
+        ends.append(file.tell())
+    return [content[a:b] for a, b in zip(ends, [*ends[1:], None], strict=True)]
+
+
+def other_opcodes(pickled: bytes) -> st.SearchStrategy[bytes]:
+    """Put other opcodes in place of some, at the start more often than at the end."""
+    starts = [place or 0 for _, _, place in pickletools.genops(pickled)]
+    place = st.sampled_from(starts) | st.sampled_from(starts[:60])
+    new = st.lists(st.sampled_from(OPCODES), max_size=5).map(b"".join)
+    change = st.tuples(place, st.integers(0, 3), new)
+    return st.lists(change, min_size=1, max_size=5).map(
+        lambda changes: edit(pickled, sorted(changes, reverse=True))
+    )
 
 
 def edit(good: bytes, changes: list[tuple[int, int, bytes]]) -> bytes:
@@ -194,7 +325,7 @@ def search(target: str, files: dict[str, bytes], number: int, examples: int) -> 
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )
-    @given(contents(target, files[target]))
+    @given(contents(target, files.get(target, b"")))
     def trial(content: bytes) -> None:
         nonlocal last
         last = content
@@ -229,7 +360,9 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, give_up)
     warnings.simplefilter("ignore")  # torch's, on old pickles
-    logging.disable()
+    logging.getLogger("minibert").addHandler(Lines())
+    logging.getLogger("minibert").setLevel(logging.INFO)
+    logging.getLogger("minibert").propagate = False
     torch.manual_seed(0)
     files = good_files()
     number, end, tried = options.seed, time.monotonic() + 60 * options.minutes, 0

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minibert.bert import Bert
 from minibert.config import CheckpointError
+from minibert.head_config import HEADS
 from minibert.hub import find_files
 from minibert.loading import load
 from minibert.tokenizer import SPECIAL_TOKENS
@@ -573,11 +574,13 @@ HIDES = {  # what would be read instead
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
 def test_what_the_fuzzer_kept(folder: Path, path: Path) -> None:
-    name = path.name.rpartition(".")[0]
-    (folder / HIDES.get(name, name)).unlink(missing_ok=True)
-    (folder / name).write_bytes(path.read_bytes())
-    with suppress(CheckpointError, ValueError):
-        load(folder, allow_pickle=True)
+    names = path.name.rpartition(".")[0].split("+")  # of two files, the first is a line
+    for name, content in zip(names, path.read_bytes().split(b"\n", len(names) - 1), strict=True):
+        (folder / HIDES.get(name, name)).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
+    for head in (None, "auto", *HEADS):
+        with suppress(CheckpointError, ValueError):
+            load(folder, head=head, allow_pickle=True)
 
 
 def test_every_row_is_here() -> None:
