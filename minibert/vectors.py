@@ -4,10 +4,12 @@ There are as many answers as there are rows in [D18] section 5.3, table 7, and m
 one, and `read` carries it out. Read next: packing.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import NamedTuple
+from math import isfinite
+from operator import index
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,19 +58,21 @@ class Reading:
     special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.combine, str) and self.combine not in COMBINATIONS:
-            raise ValueError(
-                f"combine must be weights or {_or(COMBINATIONS)}, got {self.combine!r}"
-            )
+        told = 'layers must be numbers or "all"'
+        object.__setattr__(self, "layers", _plain(self.layers, index, ("all",), told))
+        told = f"combine must be weights or one of {COMBINATIONS}"
+        object.__setattr__(self, "combine", _plain(self.combine, float, COMBINATIONS, told))
         if self.unit not in UNITS:
-            raise ValueError(f"unit must be {_or(UNITS)}, got {self.unit!r}")
+            raise ValueError(f"unit must be one of {UNITS}, got {self.unit!r}")
         known = POOLINGS["sentence" if self.unit == "sentence" else "word"]
         if self.pooling not in known:
-            raise ValueError(f"pooling of a {self.unit} must be {_or(known)}, got {self.pooling!r}")
+            raise ValueError(f"pooling of a {self.unit} must be in {known}, got {self.pooling!r}")
         if self.unit == "token" and self.pooling != "mean":
             raise ValueError(f"a token is one vector: there is no {self.pooling!r} of it")
-        if self.pooling == "pooler" and (self.layers, self.combine) != (-1, "sum"):
-            raise ValueError("the pooler reads the last layer, and no other")
+        if self.pooling == "pooler" and (self.layers not in (-1, [-1]) or self.combine != "sum"):
+            raise ValueError("the pooler reads the last layer, -1, and no other")
+        if self.pooling in ("cls", "pooler") and not self.special_tokens:
+            raise ValueError(f"{self.pooling!r} is of [CLS]: special_tokens=False leaves that out")
 
     def states(self, num_hidden_layers: int) -> list[int]:
         """The numbers of the states that are read, from 0 to L; a ValueError if one is not there.
@@ -76,12 +80,9 @@ class Reading:
         >>> Reading(layers=[-2, -1]).states(12), Reading(layers="all").states(3)
         ([11, 12], [1, 2, 3])
         """
-        if isinstance(self.layers, str):
-            if self.layers != "all":
-                raise ValueError(f'layers must be numbers or "all", got {self.layers!r}')
-            return list(range(1, num_hidden_layers + 1))
-        asked = [self.layers] if isinstance(self.layers, int) else self.layers
         count = num_hidden_layers + 1
+        asked = range(1, count) if isinstance(self.layers, str) else self.layers
+        asked = [asked] if isinstance(asked, int) else asked
         numbers = [number % count for number in find_numbers("layer", asked, count)]
         if not isinstance(self.combine, str) and len(self.combine) != len(numbers):
             raise ValueError(f"{len(self.combine)} weights for {len(numbers)} layers")
@@ -100,8 +101,7 @@ class Reading:
         elif self.combine == "stack":
             mixed = torch.stack(wide, dim=2)
         elif not isinstance(self.combine, str):
-            mixed = torch.stack([w * state for w, state in zip(self.combine, wide, strict=True)])
-            mixed = mixed.sum(dim=0)
+            mixed = torch.stack([w * s for w, s in zip(self.combine, wide, strict=True)]).sum(dim=0)
         elif len(wide) == 1:
             mixed = wide[0]
         else:
@@ -112,6 +112,20 @@ class Reading:
                 mixed = stacked.mean(dim=0) if self.combine == "mean" else stacked.amax(dim=0)
         array: NDArray[np.float32] = mixed.cpu().numpy()
         return array
+
+
+def _plain(given: Any, number: Callable[[Any], Any], words: tuple[str, ...], told: str) -> Any:
+    """One of the words, or numbers of Python, from those of numpy and torch, too."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if (isinstance(given, int) and number is index) or (isinstance(given, str) and given in words):
+        return given
+    try:
+        numbers = [] if isinstance(given, str) else [number(part) for part in given]
+    except TypeError:
+        numbers = []
+    if not numbers or not all(map(isfinite, numbers)):
+        raise ValueError(f"{told}, got {given!r}")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,8 @@ class Text(NamedTuple):
         if isinstance(item, tuple) and len(item) == 2:
             return cls(item[0], item[1])
         if isinstance(item, list):
+            if not all(isinstance(word, str) for word in item):
+                raise ValueError(f"the words of a text must be str, got {str(item)[:60]}")
             lengths = [len(word) for word in item]
             starts = [0, *accumulate(length + 1 for length in lengths)]
             spans = [(start, start + n) for start, n in zip(starts, lengths, strict=False)]
@@ -235,7 +251,8 @@ def _spans(text: Text, encoding: Encoding) -> list[list[int]]:
     for start, end in text.spans or []:
         groups.append([n for n, first, last in own if first < end and last > start])
         if not groups[-1]:
-            raise ValueError(f"no token has a character from {start} up to {end} of {text.first!r}")
+            place = f"from {start} up to {end} of {text.first[:60]!r}"
+            raise ValueError(f"no token has a character {place}")
     return groups
 
 
@@ -267,10 +284,13 @@ def with_spans(
         if span is not None:
             raise ValueError(f'span goes with unit="span", not {reading.unit!r}')
         return texts
-    spans = [span] if isinstance(span, tuple) else list(span or [])
+    spans = [span] if isinstance(span, tuple) else [] if span is None else list(span)
     if len(spans) != len(texts):
         raise ValueError(f"{len(spans)} spans for {len(texts)} texts")
-    return [text._replace(spans=[s]) for text, s in zip(texts, spans, strict=True)]
+    for text, (start, end) in zip(texts, spans, strict=True):
+        if isinstance(text.first, str) and not 0 <= start < end <= len(text.first):
+            raise ValueError(f"({start}, {end}) is no stretch of {text.first[:60]!r}")
+    return [text._replace(spans=[span]) for text, span in zip(texts, spans, strict=True)]
 
 
 def join(parts: Sequence[Vectors]) -> Vectors:
@@ -283,7 +303,3 @@ def join(parts: Sequence[Vectors]) -> Vectors:
         [segment for part in parts for segment in part.segments],
         [0, *accumulate(counts)],
     )
-
-
-def _or(names: Sequence[str]) -> str:
-    return f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"

@@ -35,7 +35,7 @@ BUDGETS = {
     "pickles": 120,
     "weights": 230,
     "checkpoint": 300,
-    "vectors": 290,
+    "vectors": 305,
     "packing": 100,
     "workers": 110,
     "batches": 170,

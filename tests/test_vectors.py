@@ -100,9 +100,15 @@ def test_spans(minilm: Bert) -> None:
     assert part.vectors[0] == pytest.approx(last[3].numpy(), abs=1e-5)
     many = minilm.vectors([TEXT, "a walrus"], unit="span", span=[(4, 10), (2, 8)])
     assert many.tokens == ["walrus", "walrus"]
+    spans = np.array([[4, 10], [2, 8]])
+    assert minilm.vectors([TEXT, "a walrus"], unit="span", span=spans).tokens == many.tokens
     for wrong, says in [
         ((3, 4), "no token has a character from 3 up to 4"),
-        ((90, 95), "no token has a character"),
+        ((90, 95), r"\(90, 95\) is no stretch of .The walrus isn"),
+        ((4, 23), "is no stretch"),
+        ((-3, -1), "is no stretch"),
+        ((10, 4), "is no stretch"),
+        ((4, 4), "is no stretch"),
         ([(1, 2), (3, 4)], "2 spans for 1 texts"),
         (None, "0 spans for 1 texts"),
     ]:
@@ -179,14 +185,25 @@ def test_many_texts_in_one_object(minilm: Bert) -> None:
     [
         ({"layers": 7}, "there is no layer 7: there are 0 to 6"),
         ({"layers": -8}, "there is no layer -8"),
-        ({"layers": []}, "no layer is named"),
+        ({"layers": []}, "layers must be numbers"),
         ({"layers": "last"}, 'layers must be numbers or "all"'),
-        ({"combine": "average"}, "combine must be weights or 'sum', .* got 'average'"),
+        ({"layers": None}, "layers must be numbers"),
+        ({"layers": [1.5]}, "layers must be numbers"),
+        ({"layers": "all", "combine": [1.0, 2.0]}, "2 weights for 6 layers"),
+        ({"combine": [float("nan")]}, "combine must be weights or"),
+        ({"combine": 2.0}, "combine must be weights or"),
+        ({"combine": []}, "combine must be weights or"),
+        ({"combine": None}, "combine must be weights or"),
+        ({"unit": "sentence", "pooling": "cls", "special_tokens": False}, "'cls' is of .CLS.:"),
+        ({"unit": "sentence", "pooling": "pooler", "special_tokens": False}, "'pooler' is of"),
+        ({"texts": [["a", 5]]}, "the words of a text must be str, got .'a', 5."),
+        ({"texts": [[["a"], ["b"]]]}, "the words of a text must be str"),
+        ({"combine": "average"}, "combine must be weights or .*'sum', .* got 'average'"),
         ({"layers": [1, 2], "combine": [1.0]}, "1 weights for 2 layers"),
         ({"unit": "letter"}, "unit must be .* got 'letter'"),
         ({"pooling": "max"}, "a token is one vector"),
         ({"unit": "word", "pooling": "cls"}, "pooling of a word must be .* got 'cls'"),
-        ({"unit": "sentence", "pooling": "sum"}, "pooling of a sentence must be"),
+        ({"unit": "sentence", "pooling": "sum"}, "pooling of a sentence must be in"),
         ({"long": "cut"}, "long must be 'windows', 'truncate' or 'error'"),
         ({"stride": -1, "texts": "a " * 600}, "windows that share -1 tokens"),
         ({"stride": 510, "texts": "a " * 600}, "602 tokens, more than the 512 positions"),
@@ -198,6 +215,15 @@ def test_many_texts_in_one_object(minilm: Bert) -> None:
 def test_wrong_arguments(minilm: Bert, arguments: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         minilm.vectors(**{"texts": TEXT, **arguments})  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    for layers in (np.array([1, -1]), torch.tensor([1, -1]), [np.int64(1), -1], iter([1, -1])):
+        reading = Reading(layers, torch.nn.Parameter(torch.tensor([0.5, 2.0])))  # type: ignore[arg-type]
+        assert reading == Reading([1, -1], np.array([0.5, 2.0]))  # type: ignore[arg-type]
+        assert reading == Reading([1, -1], [0.5, 2.0])
+    assert Reading(np.int64(-1)) == Reading(-1)  # type: ignore[arg-type]
+    assert Reading([-1], unit="sentence", pooling="pooler").states(3) == [3]
 
 
 def test_readings() -> None:
