@@ -6,7 +6,7 @@ one per occurrence. Read next: logits.py.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from minibert.batches import mixed_states
 from minibert.model import BertModel
 from minibert.tokenizer import WordPieceTokenizer
+from minibert.unicode import IDEOGRAPHS
 from minibert.vectors import Reading, Text, read
 
 
@@ -44,27 +45,46 @@ class Comparison:
 def find_word(word: str, texts: Sequence[str]) -> list[Occurrence]:
     """Where a word, or some words in a row, stand by themselves; case does not count.
 
+    An ideograph is a word of its own, as for BERT.
+
     >>> find_word("apple", ["Apples are no apple.", "An APPLE"])
     [Occurrence(text=0, start=14, end=19), Occurrence(text=1, start=3, end=8)]
 
     Raises:
         ValueError: if a text has none.
     """
-    pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
     found = []
     for number, text in enumerate(texts):
-        inside = [Occurrence(number, *match.span()) for match in pattern.finditer(text)]
-        if not inside or not word:
+        if not isinstance(text, str) or not isinstance(word, str):
+            raise ValueError(f"text {number + 1} and the word must be str, got {text!r}, {word!r}")
+        inside = [Occurrence(number, *place) for place in _places(word.split(), text)]
+        if not inside:
             raise ValueError(f"text {number + 1} does not have the word {word!r}: {text[:60]!r}")
         found += inside
     return found
+
+
+def _places(words: list[str], text: str) -> Iterator[tuple[int, int]]:
+    pattern = re.compile(r"\s+".join(map(re.escape, words)), re.IGNORECASE)
+    begin = 0
+    while words and (match := pattern.search(text, begin)):
+        start, end = match.span()
+        is_part = any(map(_is_inside, (text[start - 1 : start + 1], text[end - 1 : end + 1])))
+        begin = start + 1 if is_part else end
+        if not is_part:
+            yield start, end
+
+
+def _is_inside(two: str) -> bool:
+    """Whether two neighbours are of one word."""
+    return len(two) == 2 and all(re.match(r"\w", c) and c not in IDEOGRAPHS for c in two)
 
 
 def compare(
     model: BertModel, tokenizer: WordPieceTokenizer, word: str, texts: Sequence[str]
 ) -> Comparison:
     """Compare a word with itself; see Bert.compare."""
-    if isinstance(texts, str) or not texts:
+    if isinstance(texts, str) or not (texts := list(texts)):
         raise ValueError(f"texts must be a list of str, and not empty, got {texts!r:.60}")
     occurrences = find_word(word, texts)
     wanted = [
@@ -83,7 +103,7 @@ def compare(
         rows.append(np.concatenate([static.vectors, layered.vectors], axis=1))
     vectors = torch.from_numpy(np.concatenate(rows)).transpose(0, 1)  # (L + 1, N, H)
     units = torch.nn.functional.normalize(vectors, dim=-1)
-    return Comparison(occurrences, (units @ units.transpose(1, 2)).numpy())
+    return Comparison(occurrences, (units @ units.transpose(1, 2)).clamp(-1, 1).numpy())
 
 
 def to_json(comparison: Comparison) -> str:

@@ -66,7 +66,7 @@ def read_vectors(path: str | os.PathLike[str]) -> StoredVectors:
     try:
         told = json.loads(manifest.read_bytes()) if manifest.is_file() else None
         is_complete = told is None or told["complete"]
-        if folder.is_dir():
+        if folder.is_dir() or (told is not None and not told["files"]):  # or not begun yet
             count, fetch = _of_shards(folder, told)
         else:
             with folder.open("rb") as file:

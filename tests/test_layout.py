@@ -39,7 +39,7 @@ BUDGETS = {
     "packing": 100,
     "workers": 110,
     "batches": 170,
-    "senses": 120,
+    "senses": 135,
     "logits": 120,
     "likelihood": 180,
     "fill": 210,

@@ -20,6 +20,10 @@ def test_where_a_word_stands() -> None:
     ]
     assert find_word("C++", ["Use C++!"]) == [Occurrence(0, 4, 7)]
     assert find_word("interest rate", ["The interest rate."]) == [Occurrence(0, 4, 17)]
+    assert find_word(" interest  rate", ["interest\nrate"]) == [Occurrence(0, 0, 13)]
+    assert find_word("苹果", ["我吃苹果。"]) == [Occurrence(0, 2, 4)]  # no space around it
+    assert find_word("iPhone", ["买iPhone吧"]) == [Occurrence(0, 1, 7)]
+    assert find_word("a a", ["ba a a"]) == [Occurrence(0, 3, 6)]
     for word in ("pineapple", "app", "", "ate an orange"):
         with pytest.raises(ValueError, match="text 1 does not have the word"):
             find_word(word, APPLES)
@@ -82,3 +86,12 @@ def test_one_text_is_no_list(folder: Path) -> None:
     for texts in ("a b a", []):
         with pytest.raises(ValueError, match="texts must be a list of str, and not empty, got"):
             load(folder).compare("a", texts)
+    with pytest.raises(ValueError, match="text 2 and the word must be str, got None, 'a'"):
+        load(folder).compare("a", ["a", None])  # type: ignore[list-item]
+
+
+def test_a_cosine_is_at_most_1(folder: Path) -> None:
+    texts = iter(["a b c", "b a", "a"] * 20)  # of a word with itself, rounding gave 1.0000001
+    similarity = load(folder).compare("a", texts).similarity  # type: ignore[arg-type]
+    assert similarity.shape[1] == 60
+    assert np.abs(similarity).max() <= 1

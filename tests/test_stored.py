@@ -1,6 +1,7 @@
 import json
 import logging
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -119,6 +120,18 @@ def test_what_is_not_complete_is_told(
         assert not stored.is_complete
         count = 4 if name == "out" else 6
         assert f"{name} is not complete yet: it has the first {count} texts" in caplog.text
+
+
+def test_what_was_killed_before_it_began_has_no_texts(
+    bert: Bert, text: str, tmp_path: Path
+) -> None:
+    with (
+        mock.patch("minibert.shards._open_at", side_effect=MemoryError),
+        pytest.raises(MemoryError),
+    ):
+        extract_file(bert, Job(text, str(tmp_path / "out.npy"), Reading(unit="sentence")))
+    stored = read_vectors(tmp_path / "out.npy")
+    assert (len(stored), stored.is_complete) == (0, False)
 
 
 def test_lines_that_are_written_just_now_do_not_count(
