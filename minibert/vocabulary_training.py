@@ -134,11 +134,8 @@ class _Merging:
         """The pair that comes most often; None if none comes `least` times."""
         while self._queue:
             count, pair = heappop(self._queue)
-            now = self._frequency[pair]
-            if now == -count and now >= least:
+            if self._frequency[pair] == -count >= least:  # else it changed, and was queued anew
                 return pair
-            if now >= least:  # it was merged away in part since it was queued
-                heappush(self._queue, (-now, pair))
         return None
 
     def merge(self, pair: Pair) -> None:
