@@ -1,5 +1,6 @@
 """scripts/finetune.py and its metrics: each task from files to a folder that others load."""
 
+import argparse
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ODD, PIECES, ROOT, write_folder
@@ -157,6 +159,44 @@ def test_finetune(finetune: Run, beginner: Path, tmp_path: Path, task: str, metr
     else:
         expected = answer.logits
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("finetune")
+@pytest.mark.parametrize(
+    ("may_be_none", "nulls", "is_none"),
+    [(True, (9, 5), True), (True, (9, 1), False), (True, (1, 9), False), (False, (9, 9), False)],
+)
+def test_no_answer_must_win_in_each_window(
+    beginner: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    may_be_none: bool,
+    nulls: tuple[int, int],
+    is_none: bool,
+) -> None:
+    """[D18] section 4.3; and where no question of the training is without an answer, none is."""
+    script = import_module("finetune")
+    context = "i am the walrus i am the"  # 7 + 1 pieces: windows of 6 and of 2
+    right = {"answers": [{"text": "am", "answer_start": 2}]}
+    none: dict[str, object] = {"answers": [], "is_impossible": True}
+    for name, asked in (("train", [right, none][: 1 + may_be_none]), ("dev", [none])):
+        rows = [{"id": str(n), "question": "a", **row} for n, row in enumerate(asked)]
+        data = {"data": [{"paragraphs": [{"context": context, "qas": rows}]}]}
+        (tmp_path / name).write_text(json.dumps(data))
+
+    def predict(_: object, features: list[Any]) -> list[Any]:
+        assert len(features) == 2
+        said = [np.zeros((len(feature.input_ids), 2), np.float32) for feature in features]
+        for logits, null in zip(said, nulls, strict=True):
+            logits[0] = null / 2  # [CLS]
+            logits[3] = 2.0  # the first piece of the context: a span of 4
+        return said
+
+    monkeypatch.setattr(script, "predict", predict)
+    paths = {"train": tmp_path / "train", "dev": tmp_path / "dev"}
+    options = argparse.Namespace(**paths, max_length=10, stride=0)
+    found = script.answer(load(beginner), options).evaluate(None)
+    assert found == {"exact": is_none, "f1": is_none}
 
 
 def test_finetune_killed(beginner: Path, tmp_path: Path) -> None:

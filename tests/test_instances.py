@@ -293,3 +293,18 @@ def test_no_block_holds_more_than_it_must() -> None:
 def test_unigram_entropy() -> None:
     assert unigram_entropy([0, 7, 0]) == 0
     assert unigram_entropy([5, 5, 5, 5]) == pytest.approx(math.log(4), abs=1e-15)
+
+
+def test_after_ten_draws_a_document_is_its_own_next() -> None:
+    """As in Google's code, and rare: once in a thousand for two documents."""
+
+    class Same(Random):
+        draws = 0
+
+        def randint(self, a: int, b: int) -> int:  # noqa: ARG002
+            self.draws += 1
+            return 0
+
+    random = Same()
+    assert module._elsewhere([[[7]], [[8]]], 0, 1, random) == [7]
+    assert random.draws == 10 + 1  # and one for the first sentence
