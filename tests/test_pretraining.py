@@ -25,6 +25,7 @@ from test_instances import PIECES, restored
 import minibert
 from minibert.config import BertConfig
 from minibert.heads import BertWithHead
+from minibert.hub import load_tokenizer
 from minibert.instance_files import Instances, write_instances
 from minibert.instances import Recipe
 from minibert.pretraining import Batch, batch, evaluate, loss, predict, steps
@@ -261,6 +262,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SIZES = ("--layers", 1, "--hidden", 32, "--heads", 2, "--batch-size", 16, "--micro-batch", 8)
 
 
+def test_a_cased_vocabulary_keeps_accents(tmp_path: Path) -> None:
+    (tmp_path / "texts").write_text("Été, café\n")
+    for more, pieces in ((["--cased"], {"É", "##é"}), ([], {"e", "##e"})):
+        folder = tmp_path / f"own{len(more)}"
+        pretrain("vocabulary", tmp_path / "texts", "--size", 60, "--output", folder, *more)
+        tokenizer = load_tokenizer(folder)
+        assert pieces < set(tokenizer.vocabulary)
+        assert "[UNK]" not in tokenizer.encode("Été, café").tokens
+
+
 def test_it_learns_what_frequencies_do_not_tell(made: Path, tmp_path: Path) -> None:
     printed = pretrain(
         *("train", made / "train", "--output", tmp_path / "run", *SIZES, "--dropout", 0),
@@ -359,6 +370,7 @@ def test_what_cannot_be_is_one_line(made: Path, tmp_path: Path) -> None:
     pretrain(*training, *few)
     for other in (("--seed", 1), ("--heads", 4), ("--dropout", 0.3)):  # the last two: same weights
         assert "is of another run" in refused(*training, *few, *other)
+    assert "is of another run" in refused("train", made / "dev", *training[2:], *few)
 
 
 def test_a_loss_that_is_not_a_number(made: Path, tmp_path: Path) -> None:
