@@ -342,6 +342,8 @@ def main() -> None:
                 finetune(options, rank, world)
     except (ValueError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"finetune.py: {error}")
+    except KeyboardInterrupt:  # the same command goes on
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -263,6 +263,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.run(options)
     except (OSError, ValueError, FloatingPointError, minibert.CheckpointError) as error:
         sys.exit(f"pretrain.py: {error}")
+    except KeyboardInterrupt:  # the same command goes on
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -212,6 +212,19 @@ def test_finetune_killed(beginner: Path, tmp_path: Path) -> None:
         assert whole.read_bytes() == killed_file.read_bytes(), name
 
 
+def test_finetune_is_stopped_by_ctrl_c(
+    finetune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = import_module("finetune")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "finetune", stop)
+    status, out, err = finetune("tag", tmp_path / "a", tmp_path / "b", tmp_path / "out")
+    assert (status, out, err) == (130, "", "")
+
+
 def test_finetune_on_two_processes(beginner: Path, tmp_path: Path) -> None:
     paths = write_task(tmp_path, "classify")
     options = ("--model", beginner, "--accumulate", "2", *QUICK)

@@ -230,6 +230,18 @@ def refused(*arguments: object) -> str:
     return line
 
 
+def test_stopped_by_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(SCRIPT)
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(script["main"].__globals__, "make_vocabulary", stop)
+    with pytest.raises(SystemExit) as stopped:
+        script["main"](["vocabulary", "texts", "--output", str(tmp_path)])
+    assert stopped.value.code == 130
+
+
 def log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
 
