@@ -191,7 +191,18 @@ def _get(place: str, parent: Any, key: str, kind: type[_T]) -> _T:
     value = parent.get(key) if isinstance(parent, dict) else None
     if not isinstance(value, kind):
         raise CheckpointError(f"{place} has no {key!r} of the kind {kind.__name__}, as SQuAD has")
+    if isinstance(value, str):
+        _check_text(place, value)
     return value
+
+
+def _check_text(place: str, text: str) -> None:
+    """JSON can name halves of surrogate pairs, which are no characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise CheckpointError(f"{place}: a text has {half}, half of a surrogate pair") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -270,6 +281,7 @@ def _objects(path: Path, columns: Columns) -> Iterator[Labelled]:
             if column is not None and not is_right:
                 raise CheckpointError(f"{place} is no JSON object with a text as {column!r}")
             cells.append(None if column is None else str(value))
+            _check_text(place, cells[-1] or "")
         yield _labelled(place, *cells)
 
 

@@ -110,6 +110,8 @@ def test_glue(tmp_path: Path, task: str) -> None:
         ("a.jsonl", "[1]\n", "a.jsonl line 1 is no JSON object with a text as 'text'"),
         ("a.jsonl", '{"text": "a", "label": true}', "line 1 is no JSON .* as 'label'"),
         ("a.jsonl", '{"text": 1, "label": "x"}', "line 1 is no JSON object with a text as 'text'"),
+        ("a.jsonl", '{"text": "\\ud800", "label": "x"}', "line 1: .* U\\+D800, half of"),
+        ("a.csv", "text,label,text\nx,a,b\n", "a.csv has 2 columns text"),
         ("a.txt", "x", "a.txt: a table must be .tsv, .csv or .jsonl"),
     ],
 )
@@ -209,6 +211,7 @@ def test_squad(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         ('{"data": []}', "a has no examples"),
         ('{"data": [{"paragraphs": 1}]}', r"a data\[0\] has no 'paragraphs' of the kind list"),
         (json.dumps(squad(id=7)), r"qas\[0\] has no 'id' of the kind str"),
+        (json.dumps(squad(question="\udfff")), r"qas\[0\]: .* U\+DFFF, half of a surrogate pair"),
         (json.dumps(squad(answers=None)), r"qas\[0\] has no 'answers' of the kind list"),
         (json.dumps(squad(answers=[])), r"qas\[0\]: 0 answers with is_impossible False"),
         (json.dumps(squad(is_impossible=True)), r"qas\[0\]: 2 answers with is_impossible True"),

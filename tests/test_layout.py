@@ -67,7 +67,7 @@ BUDGETS = {
     "plan": 100,
     "journal": 140,
     "training": 270,
-    "examples": 290,
+    "examples": 300,
     "features": 200,
     "finetuning": 160,
     "lamb": 100,
