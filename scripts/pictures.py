@@ -36,16 +36,16 @@ def draw(arguments: list[str], path: Path) -> Path:
 
 
 def photograph(page: Path, path: Path) -> None:
-    """The top of a page as a picture of 64 colours, which are enough for it."""
+    """The top of a page as a picture of 128 colours, which are enough for it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("lens.png needs a chromium on the PATH")
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     raw = page.with_suffix(".png")
-    shot = [f"--screenshot={raw}", "--window-size=1280,1560", page.as_uri()]
+    shot = [f"--screenshot={raw}", "--window-size=1280,1760", page.as_uri()]
     subprocess.run([browser, *options, *shot], check=True, capture_output=True, timeout=120)
-    picture = Image.open(raw).convert("RGB").crop((0, 0, 1280, 1500))
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture = Image.open(raw).convert("RGB").crop((0, 0, 1280, 1700))
+    picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
