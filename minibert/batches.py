@@ -62,6 +62,8 @@ def mixed_states(
     """
     if model.training:
         raise ValueError("the model is in training mode, where dropout is at work: call eval()")
+    if stride is not None and not (isinstance(stride, int) and stride >= 0):
+        raise ValueError(f"stride must be a number of tokens, got {stride!r}")
     most = model.config.max_position_embeddings
     by_text = [_windows(n, encoding, most, stride) for n, encoding in enumerate(encodings)]
     done: dict[int, dict[int, NDArray[np.float32]]] = {}
@@ -119,14 +121,7 @@ def _windows(text: int, encoding: Encoding, most: int, stride: int | None) -> li
     ids, types = encoding.input_ids, encoding.token_type_ids
     if len(ids) <= most:
         return [_Window(text, 0, len(ids), ids, types)]
-    first = types.index(1) if 1 in types else 1  # what is cut begins here
-    room = most - first - 1
-    stride = max(room // 2, 0) if stride is None else stride
-    if not 0 <= stride < room:
-        raise ValueError(
-            f"text {text} has {len(ids)} tokens, more than the {most} positions of this model, and "
-            f"windows that share {stride} tokens have room for {max(room, 0)}"
-        )
+    first, room, stride = room_in_windows(f"text {text}", encoding, most, stride)
     last = len(ids) - 1
     starts = [*range(first, last - room, room - stride), last - room]
     return [
@@ -139,6 +134,25 @@ def _windows(text: int, encoding: Encoding, most: int, stride: int | None) -> li
         )
         for start in starts
     ]
+
+
+def room_in_windows(
+    name: str, encoding: Encoding, most: int, stride: int | None
+) -> tuple[int, int, int]:
+    """Where the part begins that windows cut, how much each has of it, and how much two share.
+
+    A ValueError, with the name of the text, if they would not move on.
+    """
+    types = encoding.token_type_ids
+    first = types.index(1) if 1 in types else 1
+    room = most - first - 1
+    stride = max(room // 2, 0) if stride is None else stride
+    if not 0 <= stride < room:
+        raise ValueError(
+            f"{name} has {len(types)} tokens, more than the {most} positions of this model, and "
+            f"windows that share {stride} tokens have room for {max(room, 0)}; cut or split it"
+        )
+    return first, room, stride
 
 
 def _join(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minibert.batches import room_in_windows
 from minibert.bert import Bert
 from minibert.encoding import Encoding
 from minibert.job import Job, row_shape
@@ -96,6 +97,8 @@ def encode_line(bert: Bert, job: Job, line: str, number: int) -> tuple[Text, Enc
     if is_long and job.long == "error":
         told = f"{len(encoding)} tokens are more than the {most} positions of this model; cut"
         raise ValueError(f"line {number}: {told} (--max-length {most}) or split the text")
+    if is_long:
+        room_in_windows(f"line {number}", encoding, most, job.stride)
     if is_long and size > TEXT_BYTES:
         told = f"the states of {len(encoding)} tokens take more than {TEXT_BYTES >> 20} MB at once"
         raise ValueError(f"line {number}: {told}; cut (--long truncate) or split the text")

@@ -42,9 +42,16 @@ class Job:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("batch_tokens", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("batch_tokens", 1), ("limit", 1), ("stride", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.stride is not None and self.long != "windows":
+            raise ValueError(f"stride goes with windows, not {self.long}")
+        if self.reading.unit == "span":
+            raise ValueError("lines have no spans: the units of a file are token, word, sentence")
+        self._check_format()
+
+    def _check_format(self) -> None:
         if self.kind == "npy" and (self.reading.unit, self.store_dtype) not in (
             ("sentence", "float32"),
             ("sentence", "float16"),
@@ -52,8 +59,6 @@ class Job:
             raise ValueError("a .npy file is for the unit sentence, in float32 or float16")
         if self.kind == "jsonl" and self.store_dtype != "float32":
             raise ValueError(f"JSON lines have no {self.store_dtype}: values have 6 decimals")
-        if self.reading.unit == "span":
-            raise ValueError("lines have no spans: the units of a file are token, word, sentence")
 
     @property
     def kind(self) -> str:

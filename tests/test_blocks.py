@@ -113,3 +113,10 @@ def test_what_is_wrong_with_a_line_is_raised_here(bert: Bert, tmp_path: Path) ->
         pytest.raises(OSError, match="line 2 of .*/text is not UTF-8"),
     ):
         list(read_ahead(read_blocks(bert, Job("i", "o"), lines, iter(lines))))
+
+
+def test_a_pair_that_no_window_holds_is_told_by_its_line(bert: Bert, tmp_path: Path) -> None:
+    """When it is read, and not when its block is computed."""
+    (tmp_path / "text").write_text(f"a\n{'a ' * 20}||| b\n")
+    with pytest.raises(ValueError, match="^line 2 has 24 tokens, .* have room for 0"):
+        read(bert, Job(str(tmp_path / "text"), "o"))

@@ -307,7 +307,7 @@ def test_texts_that_are_too_long_in_a_file(bert: Bert, text: Path, tmp_path: Pat
     assert len(read_vectors(tmp_path / "out")[4].tokens or []) == 17
     manifest = extract_file(bert, replace(job, max_length=3), existing="overwrite")
     assert manifest["cut"] == 0  # as it was asked
-    with pytest.raises(ValueError, match="in the lines from 5 on: .* windows that share 15 tok"):
+    with pytest.raises(ValueError, match="^line 5 has 42 tokens, .* windows that share 15 tok"):
         extract_file(bert, replace(job, stride=15), existing="overwrite")
     with (
         mock.patch.object(blocks, "TEXT_BYTES", 42 * 33 * 4 - 1),

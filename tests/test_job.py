@@ -28,6 +28,8 @@ def test_a_folder_that_exists_may_have_any_name(tmp_path_factory: pytest.TempPat
         ({"store_dtype": "float64"}, "store_dtype must be one of .*, got 'float64'"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
         ({"limit": -1}, "limit must be at least 1, got -1"),
+        ({"stride": -1}, "stride must be at least 0, got -1"),
+        ({"stride": 5, "long": "truncate"}, "stride goes with windows, not truncate"),
         ({"output": "b.npy"}, "a .npy file is for the unit sentence"),
         (
             {"output": "b.npy", "reading": SENTENCE, "store_dtype": "bfloat16"},

@@ -38,7 +38,7 @@ BUDGETS = {
     "vectors": 305,
     "packing": 100,
     "workers": 110,
-    "batches": 170,
+    "batches": 180,
     "senses": 140,
     "logits": 120,
     "likelihood": 180,

@@ -44,7 +44,8 @@ def test_readings(arguments: list[str], reading: Reading) -> None:
     ("arguments", "job"),
     [
         ([], Job("a", "b")),
-        (["--long=truncate", "--stride=3"], Job("a", "b", long="truncate", stride=3)),
+        (["--long=truncate"], Job("a", "b", long="truncate")),
+        (["--stride=3"], Job("a", "b", stride=3)),
         (["--store-dtype=float16"], Job("a", "b", store_dtype="float16")),
         (["--batch-tokens=7", "--limit=8"], Job("a", "b", batch_tokens=7, limit=8)),
     ],
