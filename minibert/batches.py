@@ -62,8 +62,6 @@ def mixed_states(
     """
     if model.training:
         raise ValueError("the model is in training mode, where dropout is at work: call eval()")
-    if stride is not None and not (isinstance(stride, int) and stride >= 0):
-        raise ValueError(f"stride must be a number of tokens, got {stride!r}")
     most = model.config.max_position_embeddings
     by_text = [_windows(n, encoding, most, stride) for n, encoding in enumerate(encodings)]
     done: dict[int, dict[int, NDArray[np.float32]]] = {}
@@ -118,6 +116,8 @@ def _run(model: BertModel, batch: list[_Window], reading: Reading) -> NDArray[np
 
 def _windows(text: int, encoding: Encoding, most: int, stride: int | None) -> list[_Window]:
     """One window if all fits, else as many as it takes; a first text of a pair is in all."""
+    if stride is not None and not (isinstance(stride, int) and stride >= 0):
+        raise ValueError(f"stride must be a number of tokens, got {stride!r}")
     ids, types = encoding.input_ids, encoding.token_type_ids
     if len(ids) <= most:
         return [_Window(text, 0, len(ids), ids, types)]
