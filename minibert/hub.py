@@ -16,7 +16,7 @@ from minibert.config import CheckpointError
 from minibert.files import is_file, read_object
 from minibert.source import Pooling, Source, read_pooling, warn_of_prompt
 from minibert.tokenizer import WordPieceTokenizer
-from minibert.vocabulary import SPECIAL_TOKENS, read_vocabulary, settle
+from minibert.vocabulary import check_no_more_tokens, read_vocabulary, settle
 
 DEFAULT_MODEL = "google-bert/bert-base-uncased"
 
@@ -28,6 +28,7 @@ _WITHOUT = {  # what follows where nobody can tell whether a model has a file
     "tokenizer.json": "vocab.txt is taken for all of the vocabulary",
     "tokenizer_config.json": "the vocabulary says whether it is cased",
     "added_tokens.json": "no token is added",
+    "special_tokens_map.json": "no more than [MASK] and the like are special",
     "modules.json": "sentences are pooled by mean",
     "1_Pooling/config.json": "sentences are pooled by mean",
 }
@@ -86,7 +87,7 @@ class ModelFiles:
     def shard(self, name: str, index: str) -> Path:
         """The path of a file that an index names: it must lie in the model's own folder."""
         if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", name, re.ASCII):
-            raise CheckpointError(f"{index} of {self.source} names {name!r}, no file of the folder")
+            raise CheckpointError(f"{index} of {self.source} names {name!r:.80}, no file of the folder")
         path = self.require(name)
         if self.folder is not None:
             home = self.folder.resolve()
@@ -191,7 +192,8 @@ def read_tokenizer(files: ModelFiles) -> WordPieceTokenizer:
         if config and said.get("tokenizer_class") is None:  # then transformers looks here
             said["tokenizer_class"] = read_object(config).get("tokenizer_class")
         if not (whole or said.get("added_tokens_decoder")):
-            _check_no_more_tokens(files.find("added_tokens.json"))
+            more = files.find("added_tokens.json")
+            check_no_more_tokens(read_object(more) if more else {})
         if not said.get("added_tokens_decoder") and (old := files.find("special_tokens_map.json")):
             said |= read_object(old)
         parts = settle(pieces, said, read_object(whole) if whole else None)
@@ -201,16 +203,6 @@ def read_tokenizer(files: ModelFiles) -> WordPieceTokenizer:
     tokenizer.padding_side = said.get("padding_side") or "right"
     tokenizer.truncation_side = said.get("truncation_side") or "right"
     return tokenizer
-
-
-def _check_no_more_tokens(path: Path | None) -> None:
-    """Of added_tokens.json, which old libraries wrote, no two readers make the same."""
-    added = [token for token in (read_object(path) if path else {}) if token not in SPECIAL_TOKENS]
-    if added:
-        raise CheckpointError(
-            f"added_tokens.json adds {added[0]!r}, but not how it is found in a text; "
-            "save the tokenizer with transformers 4.34 or newer, which says it"
-        )
 
 
 def _find_minilm() -> ModelFiles:

@@ -110,6 +110,16 @@ def settle(
     )
 
 
+def check_no_more_tokens(content: Mapping[str, Any]) -> None:
+    """Of added_tokens.json, which old libraries wrote, no two readers make the same."""
+    added = [token for token in content if token not in SPECIAL_TOKENS]
+    if added:
+        raise CheckpointError(
+            f"added_tokens.json adds {added[0]!r:.80}, but not how it is found in a text; "
+            "save the tokenizer with transformers 4.34 or newer, which says it"
+        )
+
+
 def _check_settings(settings: Mapping[str, Any]) -> None:
     for key, implemented in _IMPLEMENTED.items():
         value = settings.get(key)

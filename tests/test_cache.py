@@ -230,13 +230,14 @@ def test_what_others_downloaded_is_enough(ask: Ask, small_hub: SmallHub, cache: 
         "503 Service Unavailable, Retry-After: 7; try again later",
     )
     assumed = ["vocab.txt is taken for all of the vocabulary", "no token is added"]
-    assumed.append("sentences are pooled by mean")
+    assumed += ["no more than [MASK] and the like are special", "sentences are pooled by mean"]
     assert follows == [[why, what] for why in (offline, down) for what in assumed]
     small_hub.status = None
     small_hub.requests.clear()
     assert ask(LOAD) == LOADED  # asked for what nobody could tell, and for no more
     asked = {request.rpartition("/")[2] for request in small_hub.requests}
-    assert asked == {"tokenizer.json", "added_tokens.json", "modules.json"}
+    unmarked = {"tokenizer.json", "added_tokens.json", "special_tokens_map.json", "modules.json"}
+    assert asked == unmarked
     assert ask(CLOSED.format(LOAD)) == LOADED
 
 

@@ -30,7 +30,7 @@ BUDGETS = {
     "edits": 200,
     "cache": 235,
     "source": 115,
-    "hub": 225,
+    "hub": 215,
     "glossary": 130,
     "pickles": 120,
     "weights": 230,
