@@ -18,7 +18,7 @@ BUDGETS = {
     "encoding": 210,
     "files": 110,
     "tokenizer_json": 85,
-    "vocabulary": 210,
+    "vocabulary": 215,
     "tokenizer": 320,
     "embeddings": 80,
     "encoder": 180,
