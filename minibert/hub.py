@@ -87,7 +87,8 @@ class ModelFiles:
     def shard(self, name: str, index: str) -> Path:
         """The path of a file that an index names: it must lie in the model's own folder."""
         if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", name, re.ASCII):
-            raise CheckpointError(f"{index} of {self.source} names {name!r:.80}, no file of it")
+            told = f"{index} of {self.source} names {name!r:.80}"
+            raise CheckpointError(f"{told}, no file of the folder")
         path = self.require(name)
         if self.folder is not None:
             home = self.folder.resolve()
