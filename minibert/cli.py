@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from minibert.config import CheckpointError
-from minibert.hub import DEFAULT_MODEL, ModelFiles, find_files, load_tokenizer
+from minibert.hub import DEFAULT_MODEL, load_tokenizer
 from minibert.lines import Lines
 from minibert.options import file_options, parser, reading_options
+from minibert.porting import (
+    compare_live,
+    files_of,
+    judge_dump,
+    names,
+    record_bundle,
+    refuse_without_model,
+    verify_numbers,
+    where,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +74,7 @@ def _extract(options: argparse.Namespace) -> None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    files = _files(options)
+    files = files_of(options)
     dtype = getattr(torch, options.dtype)
     bert = load(
         options.model,
@@ -97,7 +107,7 @@ def _tell_what_was_cut(manifest: dict[str, Any]) -> None:
 
 def _tokenize(options: argparse.Namespace) -> None:
     lines = _lines(options)
-    tokenizer = load_tokenizer(options.model, **_where(options))
+    tokenizer = load_tokenizer(options.model, **where(options))
     for line in lines:
         if options.json:
             print(json.dumps(dataclasses.asdict(tokenizer.encode(line)), ensure_ascii=False))
@@ -174,93 +184,12 @@ def _plot(options: argparse.Namespace) -> None:
     if order.kind == "senses":
         if options.model is not None:
             raise ValueError("plot senses has no --model: it reads a file")
-        _refuse_without_model(options)
+        refuse_without_model(options)
         axes = draw_file(order)
     else:
         options.model = options.model or DEFAULT_MODEL
         axes = draw(_load(options, None), order)
     save_plot(axes, order.path)
-
-
-def _names(options: argparse.Namespace) -> None:
-    from minibert.names import describe
-
-    config = None
-    if options.model is not None:
-        from minibert.checkpoint import read_config
-
-        config = read_config(_files(options))
-    else:
-        _refuse_without_model(options)
-    print(describe(config))
-
-
-def _verify(options: argparse.Namespace) -> None:
-    from minibert.verify import require_pass, to_json, to_table, verify
-
-    numbers = verify(options.model, **_where(options))
-    print(to_json(numbers) if options.json else to_table(numbers))
-    require_pass(numbers)
-
-
-def _record(options: argparse.Namespace) -> None:
-    from minibert.bundle import record
-
-    model, head = _model_and_head(options, _files(options))
-    record(model, options.bundle, head)
-
-
-def _model_and_head(options: argparse.Namespace, files: ModelFiles) -> tuple[Any, Any]:
-    import torch
-
-    from minibert.checkpoint import read_head_config, read_model_and_head
-
-    head = read_head_config(files, options.head)
-    dtype = getattr(torch, options.dtype)
-    return read_model_and_head(files, "cpu", dtype, options.allow_pickle, head)
-
-
-def _judge(options: argparse.Namespace) -> None:
-    import torch
-
-    from minibert.bundle import read_bundle, read_dump
-    from minibert.checkpoint import read_model
-    from minibert.mistakes import diagnose
-    from minibert.parity import compare, to_json, to_table
-
-    if options.model is None:
-        _refuse_without_model(options)
-    expected, got = read_bundle(options.bundle), read_dump(options.dump)
-    comparison = compare(expected, got)
-    if comparison.first is not None and options.model is not None:
-        model = read_model(_files(options), "cpu", torch.float32, options.allow_pickle)
-        comparison = comparison._replace(why=diagnose(model, expected, got))
-    print(to_json(comparison) if options.json else to_table(comparison))
-    if comparison.first is not None:
-        raise CheckpointError(f"{options.dump} differs from {options.bundle}")
-
-
-def _live(options: argparse.Namespace) -> None:
-    try:
-        import transformers
-    except ImportError as error:
-        raise CheckpointError("transformers is not installed; pip install transformers") from error
-
-    from minibert.bundle import fixed_inputs
-    from minibert.head_config import HEADS
-    from minibert.parity import live, to_json, to_table
-
-    files = _files(options)
-    model, head = _model_and_head(options, files)
-    folder = files.require("config.json").parent  # and by now the weights, whole or in shards
-    kind = getattr(transformers, HEADS[head.config.name] if head else "BertModel")
-    theirs = kind.from_pretrained(folder, attn_implementation="eager").to(
-        next(model.parameters()).dtype
-    )
-    comparison = live(model, theirs, fixed_inputs(model.config), head)
-    print(to_json(comparison) if options.json else to_table(comparison))
-    if comparison.first is not None:
-        raise CheckpointError(f"{options.model} differs from transformers")
 
 
 _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -271,48 +200,31 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "plot": _plot,
     "fill": _fill,
     "next": _next,
-    "names": _names,
-    "verify": _verify,
-    "record": _record,
-    "judge": _judge,
-    "live": _live,
+    "names": names,
+    "verify": verify_numbers,
+    "record": record_bundle,
+    "judge": judge_dump,
+    "live": compare_live,
 }
 
 
 def _load(options: argparse.Namespace, head: str | None) -> Any:
     from minibert.loading import load
 
-    return load(options.model, head=head, **_where(options))
-
-
-def _where(options: argparse.Namespace) -> dict[str, Any]:
-    """Options that say where a model is, as arguments; those that the command has."""
-    names = ("revision", "local_files_only", "allow_pickle")
-    return {name: value for name, value in vars(options).items() if name in names}
+    return load(options.model, head=head, **where(options))
 
 
 def _load_with_any_head(options: argparse.Namespace) -> Any:
     """With the head that was asked for; on "auto" one that cannot be had is told and left out."""
     if options.head != "auto":
         return _load(options, None if options.head == "none" else options.head)
-    _files(options)  # what the Hub lacks is not tried twice
+    files_of(options)  # what the Hub lacks is not tried twice
     try:
         return _load(options, "auto")
     except CheckpointError as error:
         bert = _load(options, None)  # raises what is not the head's fault
         print(f"minibert: {error}; the page is made without", file=sys.stderr)
         return bert
-
-
-def _files(options: argparse.Namespace) -> ModelFiles:
-    return find_files(options.model, options.revision, options.local_files_only)
-
-
-def _refuse_without_model(options: argparse.Namespace) -> None:
-    """These options mean nothing without one."""
-    for name, value in _where(options).items():
-        if value:
-            raise ValueError(f"--{name.replace('_', '-')} goes with --model")
 
 
 def _lines(options: argparse.Namespace) -> Iterator[str]:

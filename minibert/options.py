@@ -1,7 +1,7 @@
 """What can be asked for on the command line: the commands of `minibert` and their options.
 
 Nothing here needs torch. The values of `extract` are judged by Reading (vectors.py) and Job
-(job.py), which its options are named after. Read next: cli.py.
+(job.py), which its options are named after. Read next: porting.py.
 """
 
 import argparse

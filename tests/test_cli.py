@@ -126,20 +126,6 @@ def test_heads_in_one_line(
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
-def test_names(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["names"]) == 0
-    assert "encoder.layers.i.attention.context (B, A, T, D)\n" in capsys.readouterr().out
-    assert main(["names", "--model", model]) == 0
-    assert "encoder.layers.i.attention.context (B, 3, T, 11)\n" in capsys.readouterr().out
-    for command in (["names"], ["judge", "bundle", "dump"]):
-        assert main([*command, "--revision", "v1"]) == 2
-        assert capsys.readouterr().err == "minibert: --revision goes with --model\n"
-        assert main([*command, "--local-files-only"]) == 2
-        assert capsys.readouterr().err == "minibert: --local-files-only goes with --model\n"
-    assert main(["judge", "bundle", "dump", "--allow-pickle"]) == 2
-    assert capsys.readouterr().err == "minibert: --allow-pickle goes with --model\n"
-
-
 def test_extract_on_a_pipe_is_jsonl(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["extract", "--model", model, "I am", "a", "--layers", "-1,-2,0"]) == 0
     lines = capsys.readouterr().out.splitlines()
