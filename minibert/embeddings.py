@@ -1,6 +1,6 @@
 """The bottom of BERT: three lookups, a sum, a LayerNorm.
 
-Follows [D18] section 3 "Input/Output Representations" and figure 2. Read next: encoder.py.
+Follows [D18] section 3 "Input/Output Representations" and figure 2. Read next: kernels.py.
 """
 
 import torch

@@ -1,9 +1,8 @@
 """The Transformer encoder: the page for the wall.
 
 From the smallest part to the whole: SelfAttention, FeedForward, EncoderLayer, Encoder.
-Follows [V17] sections 3.1 to 3.3 in the sizes of [D18]. Read next: model.py.
-
-A module that computes nothing (`nn.Identity`) gives a tensor a name, at which a hook can stand.
+Follows [V17] sections 3.1 to 3.3 in the sizes of [D18]. A module that computes nothing
+(`nn.Identity`) gives a tensor a name, at which a hook can stand. Read next: model.py.
 """
 
 import math
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minibert.config import BertConfig
+from minibert.kernels import Linear, has_hooks, is_slow_fused
 
 
 class SelfAttention(nn.Module):
@@ -38,14 +38,14 @@ class SelfAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
         self.scores = nn.Identity()
         self.probabilities = nn.Softmax(dim=-1)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.context = nn.Identity()
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, attention_bias: Tensor | None) -> Tensor:
         """Vectors (B, T, H) and a bias (B, 1, 1, T) -> (B, T, H)."""
@@ -68,7 +68,8 @@ class SelfAttention(nn.Module):
         Written out when somebody looks at the scores or probabilities, or drops some of them; else
         torch's fused kernel, which never holds the (T, T) matrix. Both agree to rounding.
         """
-        if self._is_observed() or (self.dropout.training and self.dropout.p > 0):
+        is_dropped = self.dropout.training and self.dropout.p > 0
+        if self._is_observed() or is_dropped or is_slow_fused(query):
             scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, A, T, T)
             scores = self.scores(scores if bias is None else scores + bias)  # (B, A, T, T)
             probabilities = self.probabilities(scores)  # (B, A, T, T)
@@ -78,9 +79,7 @@ class SelfAttention(nn.Module):
 
     def _is_observed(self) -> bool:
         """Whether a hook stands on a tensor that the fused kernel would not show."""
-        parts = (self.scores, self.probabilities, self.dropout)
-        forward = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
-        return forward or any(part._backward_hooks or part._backward_pre_hooks for part in parts)
+        return any(map(has_hooks, (self.scores, self.probabilities, self.dropout)))
 
 
 class FeedForward(nn.Module):
@@ -100,9 +99,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate = Linear(config.hidden_size, config.intermediate_size)
         self.activation = activation(config.hidden_act)
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, H)."""

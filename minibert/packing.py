@@ -12,6 +12,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from minibert.encoder import EncoderLayer, FeedForward
+from minibert.kernels import HAS_ONEDNN, Linear, has_hooks
 from minibert.model import BertModel
 
 
@@ -35,6 +37,32 @@ class PackedLinear(nn.Module):
         return product
 
 
+class PackedFeedForward(nn.Module):
+    """FeedForward whose activation is computed in the product before it, unless a hook looks on.
+
+    So the widest tensor of a layer, (B, T, I), is written once, not twice.
+    """
+
+    def __init__(self, plain: FeedForward) -> None:
+        super().__init__()
+        self.intermediate, self.activation = plain.intermediate, plain.activation
+        self.output = plain.output
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        inner, activation = self.intermediate, self.activation
+        if has_hooks(inner) or has_hooks(activation):
+            activated = activation(inner(hidden_states))  # (B, T, I)
+        else:
+            name = "relu" if isinstance(activation, nn.ReLU) else "gelu"
+            form = "" if name == "relu" else activation.approximate
+            activated = torch.ops.mkldnn._linear_pointwise(
+                hidden_states, inner.packed, inner.bias, name, [], form
+            )
+        transformed: Tensor = self.output(activated)
+        return transformed
+
+
 def pack_model(model: BertModel) -> BertModel:
     """A packed copy, which shares what is no weight of a product; `refusal` says if there can be.
 
@@ -44,14 +72,29 @@ def pack_model(model: BertModel) -> BertModel:
     # deepcopy takes what its memo has as it is.
     memo: dict[int, object] = {id(linear): PackedLinear(linear) for linear in linears}
     memo |= {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo).eval()
+    packed = copy.deepcopy(model, memo).eval()
+    for part in list(packed.modules()):
+        if isinstance(part, EncoderLayer) and _is_as_released(part.feed_forward):
+            part.add_module("feed_forward", PackedFeedForward(part.feed_forward))
+    return packed
+
+
+def _is_as_released(part: nn.Module) -> bool:
+    """Whether it is a FeedForward, its products packed, in which nobody has replaced anything."""
+    return (
+        type(part) is FeedForward
+        and "forward" not in vars(part)
+        and isinstance(part.intermediate, PackedLinear)
+        and type(part.activation) in (nn.GELU, nn.ReLU)
+        and "forward" not in vars(part.activation)
+    )
 
 
 def refusal(model: BertModel) -> str | None:
     """Why a model cannot be packed; None if it can."""
     word = model.embeddings.word.weight
     dtypes = [torch.float32]
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not HAS_ONEDNN:
         return "this torch has no oneDNN, which packs the weights"
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         dtypes.append(torch.bfloat16)
@@ -71,7 +114,7 @@ def refusal(model: BertModel) -> str | None:
 
 def _oddity(linear: nn.Linear) -> str | None:
     """What makes a linear map more, or less, than x W^T + b; None if nothing does."""
-    if type(linear) is not nn.Linear:
+    if type(linear) not in (nn.Linear, Linear):
         return f"a {type(linear).__name__}, which may compute something else than nn.Linear"
     if "forward" in vars(linear):
         return "an nn.Linear with a forward of its own"
@@ -81,14 +124,3 @@ def _oddity(linear: nn.Linear) -> str | None:
 def is_packed(model: BertModel) -> bool:
     """Whether it comes from `pack_model`."""
     return any(isinstance(module, PackedLinear) for module in model.modules())
-
-
-def has_hooks(model: nn.Module) -> bool:
-    """Whether a hook stands on any part of a model."""
-    return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        for module in model.modules()
-    )

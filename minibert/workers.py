@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from minibert.kernels import has_hooks
 from minibert.model import BertModel
-from minibert.packing import has_hooks
 
 # At most so many batches at once, which bounds the memory; a worker may have several cores.
 MOST_WORKERS = 4

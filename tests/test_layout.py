@@ -21,6 +21,7 @@ BUDGETS = {
     "vocabulary": 215,
     "tokenizer": 320,
     "embeddings": 80,
+    "kernels": 70,
     "encoder": 180,
     "model": 130,
     "head_config": 125,
@@ -36,7 +37,7 @@ BUDGETS = {
     "weights": 230,
     "checkpoint": 300,
     "vectors": 305,
-    "packing": 100,
+    "packing": 150,
     "workers": 110,
     "batches": 180,
     "senses": 140,
@@ -82,6 +83,7 @@ BUDGETS = {
 FORWARD_PATH = ["config", "embeddings", "encoder", "model"]
 BASES = {
     "nn.Module",
+    "nn.Linear",
     "NamedTuple",
     "Exception",
     "Optimizer",
