@@ -41,6 +41,42 @@ def test_packed_gives_the_same_at_every_name(bert: Bert) -> None:
             assert (one - other).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("watched", ["intermediate", "activation", "output", None])
+def test_the_activation_is_in_the_product_unless_somebody_looks(
+    bert: Bert, act: str, watched: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(replace(ODD, hidden_act=act))
+    packed = pack(replace(bert, config=model.config, model=model)).model
+    names = [f"encoder.layers.*.feed_forward.{watched}"] if watched else []
+    ids = torch.arange(12)[None]
+    with torch.inference_mode(), capture(model, names) as ours:
+        expected = model(ids).last_hidden_state
+    calls = []
+    kind = type(model.encoder.layers[0].feed_forward.activation)
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *call: calls.append(1) or forward(*call))
+    with torch.inference_mode(), capture(packed, names) as seen:
+        given = packed(ids).last_hidden_state
+    is_seen = watched in ("intermediate", "activation")
+    assert len(calls) == (ODD.num_hidden_layers if is_seen else 0)
+    assert (given - expected).abs().max() < 2e-5
+    assert list(seen) == list(ours)
+    for name, tensor in ours.items():
+        assert (seen[name] - tensor).abs().max() < 2e-5, name
+
+
+def test_a_part_that_was_replaced_is_kept(bert: Bert) -> None:
+    layers = bert.model.encoder.layers
+    layers[0].feed_forward.activation = nn.Tanh()
+    layers[1].feed_forward.activation.forward = torch.sin  # type: ignore[method-assign]
+    layers[2].feed_forward.intermediate = nn.Sequential(layers[2].feed_forward.intermediate)
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        expected = bert.model(ids).last_hidden_state
+        assert (pack(bert).model(ids).last_hidden_state - expected).abs().max() < 2e-5
+
+
 def test_what_it_was_made_from_stays(bert: Bert) -> None:
     before = {name: tensor.clone() for name, tensor in bert.model.state_dict().items()}
     pack(bert)
