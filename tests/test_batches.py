@@ -1,8 +1,11 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from conftest import ODD, random_model
 
+from minibert import batches
 from minibert.batches import mixed_states
 from minibert.bert import Bert
 from minibert.encoding import Encoding
@@ -56,6 +59,20 @@ def test_no_padding_and_no_mask(model: BertModel, monkeypatch: pytest.MonkeyPatc
     encodings = [encoding(numbers(length)) for length in [3, 9, 3, 3, 9, 5]]
     list(mixed_states(model, encodings, Reading(), batch_tokens=10))
     assert shapes == [(1, 9), (1, 9), (1, 5), (3, 3)]  # longest first
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(1, [1]), (3, [3]), (4, [2, 2]), (5, [3, 2]), (6, [3, 3]), (7, [3, 2, 2]), (8, [3, 3, 2])],
+)
+def test_the_last_batches_of_a_length_are_of_a_size(
+    model: BertModel, count: int, sizes: list[int]
+) -> None:
+    """Four texts, of which three fit: not three and one, which is slow."""
+    encodings = [encoding(numbers(5)) for _ in range(count)]
+    with mock.patch.object(batches, "_run", side_effect=batches._run) as run:
+        list(mixed_states(model, encodings, Reading(), batch_tokens=17))
+    assert [len(call.args[1]) for call in run.call_args_list] == sizes
 
 
 def test_minilm_in_batches_equals_minilm_alone(minilm: Bert) -> None:
