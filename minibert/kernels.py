@@ -30,17 +30,16 @@ class Linear(nn.Linear):
 
     def _suits_onednn(self, inputs: Tensor) -> bool:
         return (
-            torch.is_inference_mode_enabled()
+            not torch.compiler.is_compiling()  # which has kernels of its own
+            and torch.is_inference_mode_enabled()
             and type(inputs) is Tensor
             and type(self.weight) is nn.Parameter
             and inputs.dtype == self.weight.dtype == torch.float32
             and inputs.is_cpu
             and self.weight.is_cpu
             and self.weight.is_contiguous()  # with other strides it is a slow loop
-            and inputs.numel() > 0
             and HAS_ONEDNN
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
         )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from minibert import batches
 from minibert.bert import Bert
 from minibert.edits import edit, scale_by
+from minibert.encoder import FeedForward
 from minibert.hooks import capture, state_names
 from minibert.loading import pack
 from minibert.manifest import fingerprint
@@ -64,6 +65,24 @@ def test_the_activation_is_in_the_product_unless_somebody_looks(
     assert list(seen) == list(ours)
     for name, tensor in ours.items():
         assert (seen[name] - tensor).abs().max() < 2e-5, name
+
+
+class Halved(FeedForward):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states) / 2
+
+
+@pytest.mark.parametrize("is_inherited", [True, False])
+def test_a_feed_forward_that_was_changed_is_kept(bert: Bert, is_inherited: bool) -> None:
+    part = bert.model.encoder.layers[1].feed_forward
+    if is_inherited:
+        part.__class__ = Halved
+    else:
+        part.forward = torch.sin  # type: ignore[method-assign]
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        expected = bert.model(ids).last_hidden_state
+        assert (pack(bert).model(ids).last_hidden_state - expected).abs().max() < 2e-5
 
 
 def test_a_part_that_was_replaced_is_kept(bert: Bert) -> None:
