@@ -51,7 +51,7 @@ def test_googles_format(bert: Bert) -> None:
 
 def test_the_values_are_those_of_the_states(bert: Bert) -> None:
     encoding = bert.tokenizer.encode("a", "b")
-    with torch.no_grad(), capture(bert.model, "hidden_states") as seen:
+    with torch.inference_mode(), capture(bert.model, "hidden_states") as seen:
         bert.model(torch.tensor([encoding.input_ids]), torch.tensor([encoding.token_type_ids]))
     layers = [*range(4), *range(-4, 0)]
     (extracted,) = extract(bert, ["a ||| b"], Reading(layers, "stack"))
@@ -204,7 +204,7 @@ def test_what_is_complete_is_left_alone(bert: Bert, text: Path, tmp_path: Path, 
     [
         ("model", "model.sha256 was '.*', is '"),
         ("layers", r"options.layers was \[0, -1\], is \[0, -2\]"),
-        ("batch_tokens", "options.batch_tokens was 512, is 64"),
+        ("batch_tokens", "options.batch_tokens was 1024, is 64"),
         ("dtype", "model.sha256 was '.*; options.dtype was 'float32', is 'float64'"),
         ("threads", "options.threads was "),
         ("append", "input.bytes was .*; input.lines was 8, is 9; input.sha256 was "),

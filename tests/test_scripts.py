@@ -160,12 +160,11 @@ def solve(number: int, copy: Path, exercises: ModuleType) -> None:
 # the learner is told, or nothing if the answer is right, in another way.
 ANSWERS: dict[str, tuple[int, dict[str, str], str]] = {
     "written out, always": (
-        1, {"self._is_observed() or (self.dropout.training and self.dropout.p > 0)": "True"},
+        1, {"self._is_observed() or is_dropped or is_slow_fused(query)": "True"},
         "",
     ),
     "dropout in the kernel": (
-        1, {"self._is_observed() or (self.dropout.training and self.dropout.p > 0)":
-            "self._is_observed()",
+        1, {"self._is_observed() or is_dropped or is_slow_fused(query)": "self._is_observed()",
             "attn_mask=bias)": "attn_mask=bias, dropout_p=self.dropout.p * self.training)"},
         "",
     ),

