@@ -29,15 +29,16 @@ class Linear(nn.Linear):
         return product
 
     def _suits_onednn(self, inputs: Tensor) -> bool:
+        weight = self.weight
         return (
             not torch.compiler.is_compiling()  # which has kernels of its own
             and torch.is_inference_mode_enabled()
             and type(inputs) is Tensor
-            and type(self.weight) is nn.Parameter
-            and inputs.dtype == self.weight.dtype == torch.float32
+            and type(weight) is nn.Parameter
+            and inputs.dtype == weight.dtype == torch.float32
             and inputs.is_cpu
-            and self.weight.is_cpu
-            and self.weight.is_contiguous()  # with other strides it is a slow loop
+            and weight.is_cpu
+            and weight.is_contiguous()  # with other strides it is a slow loop
             and HAS_ONEDNN
             and not torch.is_autocast_enabled("cpu")
         )
