@@ -7,13 +7,14 @@ Read next: senses.py.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from minibert.config import BertConfig
 from minibert.encoding import Encoding
 from minibert.hooks import capture
 from minibert.model import BertModel
@@ -22,6 +23,7 @@ from minibert.vectors import Reading
 from minibert.workers import count_workers, run_batches
 
 BATCH_TOKENS = 1024  # on two cores, minilm takes 4% more time with 512 and 15% more with 2048
+WIDTH = 384  # a wider model has fewer at once, for the memory: bert-base 512, which is as fast
 WORKER_TOKENS = 512  # less work than this for each is done before a worker has begun
 PACK_TOKENS = 4096  # from here on packing (1 ms for 3 MB of weights) saves more than it takes
 
@@ -41,7 +43,7 @@ def mixed_states(
     encodings: Sequence[Encoding],
     reading: Reading,
     stride: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Run texts through the model and mix their layers, longest first.
 
@@ -50,7 +52,7 @@ def mixed_states(
         encodings: of texts of any length.
         reading: which layers, and how they are combined.
         stride: how many tokens the windows of a long text share; None means half of what fits.
-        batch_tokens: how many tokens are in a batch, but at least one window.
+        batch_tokens: how many are in a batch, but at least a window; None means `fitting_tokens`.
 
     Yields:
         (number of the text, its states): what Reading.mix gives, (T, ...), for all of its tokens;
@@ -65,7 +67,7 @@ def mixed_states(
     most = model.config.max_position_embeddings
     by_text = [_windows(n, encoding, most, stride) for n, encoding in enumerate(encodings)]
     done: dict[int, dict[int, NDArray[np.float32]]] = {}
-    batches = list(_batches([window for windows in by_text for window in windows], batch_tokens))
+    batches = list(_batches([*chain(*by_text)], batch_tokens or fitting_tokens(model.config)))
     tokens = sum(len(window.input_ids) for batch in batches for window in batch)
     model = _packed(model, tokens)
     workers = count_workers(model, min(len(batches), tokens // WORKER_TOKENS))
@@ -76,6 +78,15 @@ def mixed_states(
             if len(parts) == len(by_text[window.text]):
                 yield window.text, _join(by_text[window.text], done.pop(window.text), reading)
         del results, states, parts  # or this batch would stay while the next is computed
+
+
+def fitting_tokens(config: BertConfig) -> int:
+    """How many tokens a model of this width has at once, if nobody says.
+
+    >>> fitting_tokens(BertConfig())
+    512
+    """
+    return max(1, min(BATCH_TOKENS, BATCH_TOKENS * WIDTH // config.hidden_size))
 
 
 def _packed(model: BertModel, tokens: int) -> BertModel:

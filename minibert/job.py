@@ -6,7 +6,6 @@ Read next: manifest.py.
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.batches import BATCH_TOKENS
 from minibert.config import BertConfig
 from minibert.shards import STORE_DTYPES
 from minibert.vectors import Reading
@@ -31,7 +30,7 @@ class Job:
     long: str = "windows"  # as for Bert.vectors, with the stride
     stride: int | None = None
     store_dtype: str = "float32"
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int | None = None  # as for mixed_states
     limit: int | None = None  # how many lines to read
 
     def __post_init__(self) -> None:

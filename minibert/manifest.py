@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from minibert.batches import fitting_tokens
 from minibert.bert import Bert
 from minibert.config import CheckpointError
 from minibert.hub import ModelFiles
@@ -92,6 +93,7 @@ def origin(
     own = ("input", "output", "reading", "field")  # said elsewhere
     options = {name: value for name, value in vars(job).items() if name not in own}
     options |= {**vars(job.reading), "format": job.kind, "threads": torch.get_num_threads()}
+    options["batch_tokens"] = job.batch_tokens or fitting_tokens(bert.config)
     options |= {"device": str(word.device), "dtype": str(word.dtype).removeprefix("torch.")}
     name, commit = (files.source, files.commit or None) if files else (None, None)
     size = whole._asdict() if whole else dict.fromkeys(Position._fields)

@@ -235,7 +235,7 @@ def _add_file_options(command: argparse.ArgumentParser) -> None:
     add("--long", metavar="HOW", help=long)
     add("--stride", type=int, metavar="N", help="tokens that two windows share (default: half)")
     add("--store-dtype", metavar="TYPE", help="float32 (default), float16 or bfloat16")
-    add("--batch-tokens", type=int, metavar="N", help="tokens to compute at once (default: 1024)")
+    add("--batch-tokens", type=int, metavar="N", help="tokens at once (default: 512 for bert-base)")
     add("--limit", type=int, metavar="N", help="read the first N lines only")
     existing = files.add_mutually_exclusive_group()
     for name, told in (

@@ -37,7 +37,7 @@ import torch
 from benchmark_training import benchmark_finetune
 from safetensors.torch import save_file
 
-from minibert.batches import BATCH_TOKENS, mixed_states
+from minibert.batches import fitting_tokens, mixed_states
 from minibert.bert import Bert
 from minibert.config import BertConfig
 from minibert.extract import extract_file
@@ -358,17 +358,17 @@ def print_speeds(
 
 def matrix_products(config: BertConfig) -> Callable[[], int]:
     """The products of a layer at the size of our batches, some times; gives their FLOPs."""
-    wide, inner = config.hidden_size, config.intermediate_size
+    wide, inner, rows = config.hidden_size, config.intermediate_size, fitting_tokens(config)
     shapes = [(wide, wide)] * 4 + [(inner, wide), (wide, inner)]
     weights = [torch.randn(shape) for shape in shapes]
-    inputs = {width: torch.randn(BATCH_TOKENS, width) for width in (wide, inner)}
+    inputs = {width: torch.randn(rows, width) for width in (wide, inner)}
 
     def multiply(times: int = 20) -> int:
         with torch.inference_mode():
             for _ in range(times):
                 for weight in weights:
                     torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-        return times * 2 * BATCH_TOKENS * sum(weight.numel() for weight in weights)
+        return times * 2 * rows * sum(weight.numel() for weight in weights)
 
     return multiply
 

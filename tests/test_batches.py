@@ -1,3 +1,4 @@
+import dataclasses
 from unittest import mock
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from conftest import ODD, random_model
 
 from minibert import batches
-from minibert.batches import mixed_states
+from minibert.batches import fitting_tokens, mixed_states
 from minibert.bert import Bert
 from minibert.encoding import Encoding
 from minibert.model import BertModel
@@ -73,6 +74,21 @@ def test_the_last_batches_of_a_length_are_of_a_size(
     with mock.patch.object(batches, "_run", side_effect=batches._run) as run:
         list(mixed_states(model, encodings, Reading(), batch_tokens=17))
     assert [len(call.args[1]) for call in run.call_args_list] == sizes
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(33, 1024), (384, 1024), (768, 512), (1024, 384)])
+def test_a_wide_model_has_fewer_tokens_at_once(width: int, tokens: int) -> None:
+    """The states of a batch then take the same memory."""
+    assert (
+        fitting_tokens(dataclasses.replace(ODD, hidden_size=width, num_attention_heads=1)) == tokens
+    )
+
+
+def test_what_fits_is_what_runs(model: BertModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 10)
+    with mock.patch.object(batches, "_run", side_effect=batches._run) as run:
+        list(mixed_states(model, [encoding(numbers(5)) for _ in range(4)], Reading()))
+    assert [len(call.args[1]) for call in run.call_args_list] == [2, 2]
 
 
 def test_minilm_in_batches_equals_minilm_alone(minilm: Bert) -> None:

@@ -39,7 +39,7 @@ BUDGETS = {
     "vectors": 305,
     "packing": 150,
     "workers": 110,
-    "batches": 180,
+    "batches": 195,
     "senses": 140,
     "logits": 120,
     "likelihood": 180,
