@@ -79,9 +79,8 @@ def test_the_last_batches_of_a_length_are_of_a_size(
 @pytest.mark.parametrize(("width", "tokens"), [(33, 1024), (384, 1024), (768, 512), (1024, 384)])
 def test_a_wide_model_has_fewer_tokens_at_once(width: int, tokens: int) -> None:
     """The states of a batch then take the same memory."""
-    assert (
-        fitting_tokens(dataclasses.replace(ODD, hidden_size=width, num_attention_heads=1)) == tokens
-    )
+    config = dataclasses.replace(ODD, hidden_size=width, num_attention_heads=1)
+    assert fitting_tokens(config) == tokens
 
 
 def test_what_fits_is_what_runs(model: BertModel, monkeypatch: pytest.MonkeyPatch) -> None:
